@@ -1,0 +1,106 @@
+# battnb: everything you can do here. `make help` explains; nothing needs to be prepared by hand.
+#
+# Every target builds its own environment first (`.venv`, once, and again whenever
+# pyproject.toml or constraints.txt change). Tools are called by path: nothing to activate.
+# Written for GNU make 3.81 and later, so macOS's own make will do.
+
+BIN   := .venv/bin
+READY := .venv/.ready
+# Which Python builds .venv: `make setup PY=/path/to/python` overrides the search.
+PY    ?=
+# `make setup TORCH=cpu` asks PyTorch's own index for the small build without CUDA (Linux).
+TORCH ?=
+OUT   ?= runs/demo
+JOBS  ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sync check test demo docs lint clean distclean
+
+help:
+	@echo 'battnb: how a battery cell will fade, from a foundation model to verified int8 firmware'
+	@echo
+	@echo '  make demo       the whole way on the embedded simulated fleet; prints where the report is (minutes)'
+	@echo '  make test       sync check, every chapter, every study with small parameters, every test (minutes)'
+	@echo
+	@echo '  make setup      only the environment: .venv with the pinned packages (about 2 minutes, once)'
+	@echo '  make docs       the notebooks as a website in _docs (Quarto where installed, else our own renderer)'
+	@echo '  make sync       for authors: clean the notebooks, export the package from them'
+	@echo '  make check      make sync, then fail if that changed anything; then ruff'
+	@echo '  make clean      remove what was built (site, test output); keeps .venv and runs/'
+	@echo '  make distclean  make clean, and .venv too'
+	@echo
+	@echo '  PY=python3.12   build .venv with this Python (default: the first found from 3.11 on)'
+	@echo '  TORCH=cpu       on Linux: take the small build of torch without CUDA'
+	@echo '  OUT=runs/demo   where make demo writes'
+	@echo '  BATTNB_DATA=DIR a folder of measured cells; without it everything runs on the simulated fleet'
+
+setup: $(READY)
+	@echo "battnb: environment ready in .venv ($$($(BIN)/python -V))"
+
+# One recipe, one shell: find a Python, make .venv, install the pins, leave a stamp.
+$(READY): pyproject.toml constraints.txt
+	@set -e; py="$(PY)"; \
+	if [ -z "$$py" ]; then \
+	  for p in python3.11 python3.12 python3.13 python3 python3.14 python; do \
+	    if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then py="$$p"; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$py" ]; then \
+	  echo 'battnb: needs Python 3.11 or later, and none was found on PATH.' >&2; \
+	  echo '  Debian/Ubuntu:  sudo apt-get install python3 python3-venv' >&2; \
+	  echo '  macOS:          brew install python@3.12' >&2; \
+	  echo '  elsewhere:      make setup PY=/path/to/python3.11' >&2; exit 1; \
+	fi; \
+	if ! "$$py" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	  echo "battnb: PY must be Python 3.11 or later, got: $$py" >&2; exit 1; \
+	fi; \
+	if ! "$$py" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	  echo "battnb: $$py cannot make virtual environments (no ensurepip)." >&2; \
+	  echo '  Debian/Ubuntu:  sudo apt-get install python3-venv' >&2; exit 1; \
+	fi; \
+	echo "battnb [1/3] $$("$$py" -V): making .venv"; \
+	"$$py" -m venv .venv; \
+	extra=''; if [ "$(TORCH)" = cpu ]; then extra='--extra-index-url https://download.pytorch.org/whl/cpu'; fi; \
+	echo 'battnb [2/3] installing the pinned packages (about 2 minutes; longer where torch comes with CUDA)'; \
+	$(BIN)/python -m pip install -q --disable-pip-version-check $$extra -c constraints.txt -e '.[dev]'; \
+	echo 'battnb [3/3] checking that the package imports'; \
+	$(BIN)/python -c 'import battnb; print("battnb", battnb.__version__)'; \
+	touch $@
+
+sync: $(READY)
+	@echo 'battnb: cleaning notebooks, exporting the package'
+	@$(BIN)/nbdev_clean && env -u IN_TEST $(BIN)/nbdev_export
+
+check: sync lint
+	@git diff --exit-code -- nbs || { echo 'battnb: notebooks were not clean; look at the difference above and commit it' >&2; exit 1; }
+	@test -z "$$(git status --porcelain -- battnb)" || { git status --short -- battnb >&2; echo 'battnb: package and notebooks differ; commit the files above' >&2; exit 1; }
+	@echo 'battnb: notebooks, package and style are in order'
+
+lint: $(READY)
+	@echo 'battnb: ruff'
+	@$(BIN)/ruff check -q .
+
+# One thread per process: two workers on two cores should not fight over them.
+TESTENV := OMP_NUM_THREADS=1 IN_TEST=1
+test: $(READY)
+	@echo 'battnb [1/3] notebooks and package in step?'
+	@$(TESTENV) $(BIN)/python -m pytest -q -p no:cacheprovider --durations=0 -x tests/test_structure.py -k in_step
+	@echo 'battnb [2/3] every chapter, top to bottom'
+	@$(TESTENV) $(BIN)/nbdev_test --n_workers $(JOBS) --do_print
+	@echo 'battnb [3/3] studies with small parameters, the site in a browser, everything else'
+	@$(TESTENV) $(BIN)/python -m pytest -n $(JOBS) tests
+
+demo: $(READY)
+	@echo 'battnb [1/2] teacher, students, choice, firmware and report on the simulated fleet'
+	@$(BIN)/battnb run --out $(OUT)
+	@echo "battnb [2/2] done. Report: $$(pwd)/$(OUT)/report.html"
+
+docs: $(READY)
+	@$(BIN)/python tools/docs.py
+
+clean:
+	rm -rf build dist _docs _proc .pytest_cache .ruff_cache .hypothesis
+	find battnb tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
