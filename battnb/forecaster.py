@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Forecaster', 'check_ctx', 'pretrained_folder', 'read_config', 'load_weights', 'load_forecaster']
 
-# %% ../nbs/05_forecaster.ipynb #8bc3abb6
+# %% ../nbs/05_forecaster.ipynb #8fd22ac2
 import dataclasses, json, os
 from pathlib import Path
 from typing import ClassVar
 import torch
+from fastcore.basics import patch
 from torch import nn
 from .core import InputError, atomic
 
@@ -50,8 +51,9 @@ def check_ctx(
     if ctx.shape[1] < least: raise ValueError(f"ctx must hold at least {least} cycles, got {ctx.shape[1]}")
     return ctx
 
-# %% ../nbs/05_forecaster.ipynb #de03cc7a
-def _save_pretrained(self:Forecaster,
+# %% ../nbs/05_forecaster.ipynb #bcb58b2d
+@patch
+def save_pretrained(self:Forecaster,
     folder:str|Path, # created if absent
     card:str|None=None, # text of the model card, written to README.md
     **extra, # further entries for config.json, e.g. what it was trained on
@@ -66,7 +68,6 @@ def _save_pretrained(self:Forecaster,
     if card:
         with atomic(folder/'README.md') as tmp: tmp.write_text(card)
     return folder
-Forecaster.save_pretrained = _save_pretrained
 
 # %% ../nbs/05_forecaster.ipynb #f01393d3
 def pretrained_folder(
@@ -115,12 +116,12 @@ def load_forecaster(
     cfg = cls.Cfg(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     return load_weights(cls(cfg), folder/'model.safetensors')
 
-# %% ../nbs/05_forecaster.ipynb #864f89b9
-def _from_pretrained(cls:type[Forecaster],
+# %% ../nbs/05_forecaster.ipynb #849949f6
+@patch(cls_method=True)
+def from_pretrained(cls:Forecaster,
     name:str|Path, # a folder, or the id of a repository on the hub
 )->Forecaster: # in evaluation mode
     "Load a model of this class. Raises `InputError` if the folder holds another one."
     model = load_forecaster(name)
     if not isinstance(model, cls): raise InputError(f"{str(name)!r} holds a {model.arch!r} model, not {getattr(cls, 'arch', cls.__name__)!r}")
     return model
-Forecaster.from_pretrained = classmethod(_from_pretrained)
