@@ -52,6 +52,13 @@ def site_config(root):
     return cfg
 
 
+def check_notebooks(root, cfg):
+    "Stop with the name of a notebook that cannot be read, before anything is written."
+    for item in pages(cfg['website']['sidebar']['contents']):
+        try: json.loads((root/item['href']).read_text())['cells']
+        except (ValueError, KeyError, TypeError) as e: sys.exit(f"docs: {item['href']} is not a notebook: {e!r}")
+
+
 def pages(contents):
     "The pages of a sidebar in reading order."
     for item in contents:
@@ -67,16 +74,16 @@ def strip_prefix(x, prefix='nbs/'):
 
 
 # ---------------------------------------------------------------- step 1: nbdev prepares the notebooks
-def public_names(src):
-    "Public functions, classes and constants that an exported cell defines; methods given by `@patch` as Class.method."
+def defined_names(src):
+    "Functions, classes, methods and constants that an exported cell defines; methods, also those given by `@patch`, as Class.method."
     for node in ast.parse(src).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             patched = any(getattr(d, 'id', '').startswith('patch') for d in node.decorator_list)
             first = node.args.args[0].annotation if patched and isinstance(node, ast.FunctionDef) and node.args.args else None
-            name = f'{first.id}.{node.name}' if isinstance(first, ast.Name) else node.name
-            if not node.name.startswith('_'): yield name
-        elif isinstance(node, ast.Assign):
-            yield from (t.id for t in node.targets if isinstance(t, ast.Name) and not t.id.startswith('_'))
+            yield f'{first.id}.{node.name}' if isinstance(first, ast.Name) else node.name
+            if isinstance(node, ast.ClassDef): yield from (f'{node.name}.{m.name}' for m in node.body if isinstance(m, ast.FunctionDef))
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            yield from (t.id for t in getattr(node, 'targets', [getattr(node, 'target', None)]) if isinstance(t, ast.Name))
 
 
 def prepare(root, cfg):
@@ -100,7 +107,7 @@ def prepare(root, cfg):
         elif dirs & {'export', 'exporti', 'exports'}:
             body = ast.parse(cell.source).body
             if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body): del cell['source']
-            else: cell.metadata['defines'] = list(public_names(cell.source))
+            else: cell.metadata['defines'] = list(defined_names(cell.source))
 
     class Filters(P.FilterDefaults):
         def base_procs(self):
@@ -115,8 +122,9 @@ def prepare(root, cfg):
 
 
 def anchor_line(names, module, repo):
-    "One line above an exported cell: what it defines, each name an anchor that cross-links point to."
-    spans = ' '.join(f'<code id="{n.lower()}">{n}</code>' for n in names)
+    "One line above an exported cell: what it defines, each name an anchor that cross-links point to; private names are anchors only."
+    shown = [n for n in names if not re.search(r'(^|\.)_', n) and n.rpartition('.')[0] not in names]
+    spans = ''.join(f'<span id="{n.lower()}"></span>' for n in names if n not in shown) + ' '.join(f'<code id="{n.lower()}">{n}</code>' for n in shown)
     src = f' <a class="source" href="{repo}">{module}</a>' if repo else ''
     return f'<div class="defines">{spans}{src}</div>'
 
@@ -231,23 +239,21 @@ def notebook_md(nb, stem):
 
 
 def to_html(md, template, variables):
-    "Markdown through pandoc with our template; equations become MathML."
+    "Markdown through pandoc with our template; equations become MathML. Variables go in as they are, so they are escaped here."
     import pypandoc
     fmt = 'markdown+lists_without_preceding_blankline+autolink_bare_uris-blank_before_header-implicit_figures'
     args = ['--template', str(template), '--mathml', '--toc', '--toc-depth=3', '--columns=10000', '--wrap=none', '--section-divs=false',
             f'--lua-filter={SITE/"filter.lua"}']
-    meta = json.dumps(variables)
-    front = f'---\n{meta}\n---\n\n'          # JSON is YAML: no quoting to get wrong
-    return pypandoc.convert_text(front + md, 'html5', format=fmt, extra_args=args)
+    args += [f'--variable={k}={html.escape(str(v))}' for k, v in variables.items()]
+    return pypandoc.convert_text(md, 'html5', format=fmt, extra_args=args)
 
 
 def nav_html(contents, here, titles, files):
-    "The sidebar; the page at hand is marked, and its group is open."
+    "The sidebar; the page at hand is marked."
     out = []
     for item in contents:
         if 'section' in item:
-            inside = any(p['href'] == here for p in pages(item['contents']))
-            out.append(f"<details{' open' if inside or here == 'nbs/index.ipynb' else ''}><summary>{html.escape(item['section'])}</summary>{nav_html(item['contents'], here, titles, files)}</details>")
+            out.append(f"<details open><summary>{html.escape(item['section'])}</summary>{nav_html(item['contents'], here, titles, files)}</details>")
         else:
             mark = ' aria-current="page"' if item['href'] == here else ''
             out.append(f"<li><a href=\"{relative(files[item['href']], files[here])}\"{mark}>{html.escape(item.get('text') or titles[item['href']])}</a></li>")
@@ -300,7 +306,7 @@ def render_pandoc(root, proc, cfg, out):
         near = {k: order[n+d] for k, d in (('prev', -1), ('next', 1)) if 0 <= n+d < len(order)}
         variables = {'pagetitle': titles[h], 'subtitle': str(front.get('description', '')), 'sitetitle': web['title'], 'home': relative(files[order[0]], here),
                      'base': relative('site', here), 'nav': nav_html(bar, h, titles, files), 'lang': 'en', 'repo': web['repo-url'],
-                     **{k: {'href': relative(files[v], here), 'title': titles[v]} for k, v in near.items()}}
+                     **{f'{k}{what}': x for k, v in near.items() for what, x in (('', relative(files[v], here)), ('title', titles[v]))}}
         if (root/h).exists():
             copy(root/h, out/h.removeprefix('nbs/'))
             variables |= {'notebook': Path(h).name, 'edit': f"{web['repo-url']}/blob/{web['repo-branch']}/{h}"}
@@ -371,6 +377,7 @@ def main():
     os.chdir(root); sys.path.insert(0, str(root))
     use_quarto = a.renderer == 'quarto' or (a.renderer == 'auto' and shutil.which('quarto') is not None)
     cfg = site_config(root)
+    check_notebooks(root, cfg)
     count = len(list(pages(cfg['website']['sidebar']['contents'])))
     say(f'[1/2] nbdev prepares {count} notebooks')
     proc = root/prepare(root, cfg)
