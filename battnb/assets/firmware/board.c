@@ -1,0 +1,88 @@
+/* board.c: the smallest program around the forecaster. With BOARD_SEMIHOSTING it reads contexts from the host's
+   file in.bin, writes forecasts to out.bin and prints how many instructions one forecast took. */
+#include "liquid.h"
+
+extern liquid_work board_work;
+extern int16_t board_ctx[LIQUID_CTX], board_soh[LIQUID_HOR];
+liquid_work board_work;
+int16_t board_ctx[LIQUID_CTX], board_soh[LIQUID_HOR];
+int main(void);
+
+#ifndef BOARD_SEMIHOSTING
+int main(void)
+{
+    liquid_forecast(&board_work, board_ctx, board_soh);
+    return 0;
+}
+#else
+#define TIMER_CTRL (*(volatile uint32_t *)0x40000000u)   /* 25 MHz, counts down */
+#define TIMER_VALUE (*(volatile uint32_t *)0x40000004u)
+#define TIMER_RELOAD (*(volatile uint32_t *)0x40000008u)
+
+typedef void (*forecaster)(liquid_work *, const int16_t *, int16_t *);
+void board_done(int status);
+
+static int32_t host(int32_t call, const void *arg)
+{
+    register int32_t r0 __asm__("r0") = call;
+    register const void *r1 __asm__("r1") = arg;
+    __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
+    return r0;
+}
+
+void board_nothing(liquid_work *work, const int16_t *ctx, int16_t *soh); /* one instruction: it returns */
+__asm__(".section .text.board_nothing, \"ax\", %progbits\n.thumb_func\n.global board_nothing\nboard_nothing:\n\tbx lr\n\t.text");
+
+__attribute__((noinline)) static uint32_t ticks(int which)
+{
+    static const volatile forecaster either[2] = {board_nothing, liquid_forecast};
+    const forecaster f = either[which];
+    const uint32_t start = TIMER_VALUE;
+    f(&board_work, board_ctx, board_soh);
+    return start - TIMER_VALUE;
+}
+
+static void print(const char *name, uint32_t n)
+{
+    char text[64], *p = text + sizeof text;
+    const char *c = name;
+    uint32_t len = 0, i;
+    *--p = 0;
+    *--p = '\n';
+    do *--p = (char)('0' + n % 10u); while (n /= 10u);
+    *--p = ' ';
+    while (c[len] != 0) len++;
+    for (i = len; i > 0; i--) *--p = name[i - 1];
+    host(0x04, p);
+}
+
+void board_done(int status)
+{
+    const uintptr_t exit[2] = {0x20026u, (uintptr_t)status};
+    host(0x20, exit);
+    for (;;) { }
+}
+
+int main(void)
+{
+    static const char in_name[] = "in.bin", out_name[] = "out.bin";
+    const uintptr_t in[3] = {(uintptr_t)in_name, 1u, sizeof in_name - 1u}, out[3] = {(uintptr_t)out_name, 5u, sizeof out_name - 1u};
+    const int32_t from = host(0x01, in), to = host(0x01, out);
+    const uintptr_t get[3] = {(uintptr_t)from, (uintptr_t)board_ctx, sizeof board_ctx}, put[3] = {(uintptr_t)to, (uintptr_t)board_soh, sizeof board_soh};
+    uint32_t n = 0;
+    if (from < 0 || to < 0) return 1;
+    TIMER_RELOAD = 0xFFFFFFFFu;
+    TIMER_VALUE = 0xFFFFFFFFu;
+    TIMER_CTRL = 1u;
+    while (host(0x06, get) == 0) { /* SYS_READ returns how many bytes are missing */
+        const uint32_t whole = ticks(1), empty = ticks(0);
+        if (n++ == 0) {
+            print("ticks", whole);
+            print("empty", empty);
+        }
+        if (host(0x05, put) != 0) return 2;
+    }
+    print("forecasts", n);
+    return 0;
+}
+#endif

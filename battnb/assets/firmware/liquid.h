@@ -1,0 +1,50 @@
+/* liquid.h: forecast battery fade in integers. C99; no malloc, no libm, no floating point, no global state.
+ *
+ * Units: SOH in is int16 at 2^-14 (1.0 is 16384), SOH out is int16 at 2^-13 (1.0 is 8192).
+ * Sizes are in model.h. The caller owns all memory; nothing is kept between calls but what is in liquid_work. */
+#ifndef LIQUID_H
+#define LIQUID_H
+
+#include <stdint.h>
+#include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define LIQUID_ALIGN4 __attribute__((aligned(4)))
+#else
+#define LIQUID_ALIGN4
+#endif
+#define LIQUID_UP4(n) (((n) + 3) / 4 * 4)
+
+/* scratch memory of one forecaster; its content needs no initialisation */
+typedef struct {
+    LIQUID_ALIGN4 int16_t diff[LIQUID_UP4(LIQUID_CTX)];      /* the context, relative to its reference */
+#if LIQUID_CELL
+    LIQUID_ALIGN4 int16_t state[2][LIQUID_UP4(LIQUID_UNITS)]; /* now and next, in turn */
+#endif
+} liquid_work;
+
+/* the last LIQUID_CTX values of SOH, oldest first -> the next LIQUID_HOR values */
+void liquid_forecast(liquid_work *work, const int16_t *ctx, int16_t *soh);
+
+#if LIQUID_CELL
+/* the same in pieces, one step at a time; diff holds LIQUID_PATCH values relative to the reference */
+void liquid_reset(liquid_work *work);
+void liquid_step(liquid_work *work, const int16_t *diff);
+#endif
+
+/* first step (1 = the next cycle) from which the forecast stays below a level at 2^-13; 0 if it never does */
+uint16_t liquid_crossing(const int16_t *soh, int16_t level);
+
+#ifdef LIQUID_HALF
+/* half-width of the prediction interval at each step, at 2^-13 */
+extern const int16_t liquid_half[LIQUID_HOR];
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif
