@@ -24,7 +24,7 @@ help:
 	@echo
 	@echo '  make setup      only the environment: .venv with the pinned packages (about 2 minutes, once)'
 	@echo '  make docs       the notebooks as a website in _docs (Quarto where installed, else our own renderer)'
-	@echo '  make sync       for authors: clean the notebooks, export the package from them'
+	@echo '  make sync       for authors: clean the notebooks, export the package, fill the tables of README.md'
 	@echo '  make check      make sync, then fail if that changed anything; then ruff'
 	@echo '  make clean      remove what was built (site, test output); keeps .venv and runs/'
 	@echo '  make distclean  make clean, and .venv too'
@@ -68,11 +68,11 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 sync: $(READY)
-	@echo 'battnb: cleaning notebooks, exporting the package'
-	@$(BIN)/nbdev_clean && env -u IN_TEST $(BIN)/nbdev_export
+	@echo 'battnb: cleaning notebooks, exporting the package, filling README.md'
+	@$(BIN)/nbdev_clean && env -u IN_TEST $(BIN)/nbdev_export && $(BIN)/python tools/readme.py
 
 check: sync lint
-	@git diff --exit-code -- nbs || { echo 'battnb: notebooks were not clean; look at the difference above and commit it' >&2; exit 1; }
+	@git diff --exit-code -- nbs README.md || { echo 'battnb: notebooks or README.md were not in step; look at the difference above and commit it' >&2; exit 1; }
 	@test -z "$$(git status --porcelain -- battnb)" || { git status --short -- battnb >&2; echo 'battnb: package and notebooks differ; commit the files above' >&2; exit 1; }
 	@echo 'battnb: notebooks, package and style are in order'
 

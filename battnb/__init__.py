@@ -1,1 +1,21 @@
+"""How a battery cell will fade. The public names are found at first use, so that `import battnb` costs nothing."""
 __version__ = "0.1.0"
+
+import importlib
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from .app import forecast, life, models
+    from .data import load
+
+__all__ = ['forecast', 'life', 'load', 'models']
+_HOME = {'forecast': 'app', 'life': 'app', 'load': 'data', 'models': 'app'}
+
+
+def __getattr__(name:str):
+    if name not in _HOME: raise AttributeError(f"module 'battnb' has no attribute '{name}'; it has {', '.join(__all__)}")
+    found = getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__()->list[str]: return sorted([*globals(), *__all__])

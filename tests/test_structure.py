@@ -37,9 +37,8 @@ def test_models_import_no_data_no_loss_and_training_no_model():
         if mod == 'training': assert not used & (models | apart), f'training imports {used & (models | apart)}'
 
 
-def test_chapters_have_distinct_numbers_and_modules():
-    assert len({number(p) for p in CHAPTERS}) == len(CHAPTERS)
-    assert len(NUMBER) == len(CHAPTERS) and None not in NUMBER
+def test_every_chapter_has_a_module_of_its_own():
+    assert len(NUMBER) == len(CHAPTERS) and None not in NUMBER      # two chapters may share a number; then neither imports the other
 
 
 # ---------------------------------------------------------------- notebook cells
