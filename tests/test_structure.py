@@ -63,7 +63,7 @@ def test_cell_ids_present_and_unique(path):
 def test_export_cells_are_short(path):
     for c in code(path):
         if 'export' in directives(c['source']):
-            n = len([line for line in c['source'].splitlines() if not line.startswith('#|')])
+            n = len([line for line in c['source'].splitlines() if line.strip() and not line.startswith('#|')])
             assert n <= 40, f"export cell {c['id']} has {n} lines:\n{c['source'][:200]}"
 
 
@@ -161,8 +161,14 @@ def test_readme_shows_the_two_commands_and_help_names_every_target(sh):
 
 def test_readme_python_is_tested_on_the_home_page():
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(), flags=re.M | re.S)
-    home = [c['source'].strip() for c in code(NBS/'index.ipynb')]
-    assert blocks and all(b.strip() in home for b in blocks), 'each python block of README.md must be a code cell of nbs/index.ipynb'
+    home = '\n\n'.join(c['source'].strip() for c in code(NBS/'index.ipynb'))
+    assert blocks and all(b.strip() in home for b in blocks), 'each python block of README.md must stand in nbs/index.ipynb, import and code in cells of their own'
+
+
+def test_home_page_maps_every_chapter():
+    said = ''.join(text for _, text in outputs_text(NBS/'index.ipynb'))
+    missing = [p.name for p in CHAPTERS if f']({p.name})' not in said]
+    assert not missing, f'run nbs/index.ipynb again: its map lacks {missing}'
 
 
 def test_version_is_typed_once():
