@@ -37,42 +37,15 @@ help:
 setup: $(READY)
 	@echo "battnb: environment ready in .venv ($$($(BIN)/python -V))"
 
-# One recipe, one shell: find a Python, make .venv, install the pins, leave a stamp.
-$(READY): pyproject.toml constraints.txt
-	@set -e; py="$(PY)"; \
-	if [ -z "$$py" ]; then \
-	  for p in python3.11 python3.12 python3.13 python3 python3.14 python; do \
-	    if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then py="$$p"; break; fi; \
-	  done; \
-	fi; \
-	if [ -z "$$py" ]; then \
-	  echo 'battnb: needs Python 3.11 or later, and none was found on PATH.' >&2; \
-	  echo '  Debian/Ubuntu:  sudo apt-get install python3 python3-venv' >&2; \
-	  echo '  macOS:          brew install python@3.12' >&2; \
-	  echo '  elsewhere:      make setup PY=/path/to/python3.11' >&2; exit 1; \
-	fi; \
-	if ! "$$py" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
-	  echo "battnb: PY must be Python 3.11 or later, got: $$py" >&2; exit 1; \
-	fi; \
-	if ! "$$py" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
-	  echo "battnb: $$py cannot make virtual environments (no ensurepip)." >&2; \
-	  echo '  Debian/Ubuntu:  sudo apt-get install python3-venv' >&2; exit 1; \
-	fi; \
-	echo "battnb [1/3] $$("$$py" -V): making .venv"; \
-	"$$py" -m venv .venv; \
-	extra=''; if [ "$(TORCH)" = cpu ]; then extra='--extra-index-url https://download.pytorch.org/whl/cpu'; fi; \
-	echo 'battnb [2/3] installing the pinned packages (about 2 minutes; longer where torch comes with CUDA)'; \
-	$(BIN)/python -m pip install -q --disable-pip-version-check $$extra -c constraints.txt -e '.[dev]'; \
-	echo 'battnb [3/3] checking that the package imports'; \
-	$(BIN)/python -c 'import battnb; print("battnb", battnb.__version__)'; \
-	touch $@
+$(READY): pyproject.toml constraints.txt tools/setup.sh
+	@sh tools/setup.sh "$(PY)" "$(TORCH)"
 
 sync: $(READY)
 	@echo 'battnb: cleaning notebooks, exporting the package, filling README.md'
 	@$(BIN)/nbdev_clean && env -u IN_TEST $(BIN)/nbdev_export && $(BIN)/python tools/readme.py
 
 check: sync lint
-	@git diff --exit-code -- nbs README.md || { echo 'battnb: notebooks or README.md were not in step; look at the difference above and commit it' >&2; exit 1; }
+	@git --no-pager diff --exit-code -- nbs README.md || { echo 'battnb: notebooks or README.md were not in step; look at the difference above and commit it' >&2; exit 1; }
 	@test -z "$$(git status --porcelain -- battnb)" || { git status --short -- battnb >&2; echo 'battnb: package and notebooks differ; commit the files above' >&2; exit 1; }
 	@echo 'battnb: notebooks, package and style are in order'
 

@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat, pytest
 import browser
 from books import ALL, CHAPTERS, cells
-from conftest import BUILD, ROOT
+from conftest import BUILD
 
 needs_browser = pytest.mark.skipif(not browser.find() and os.environ.get('CI') != 'true', reason='no Chromium or Chrome found (required on CI)')
 pytestmark = pytest.mark.xdist_group('site')      # one worker builds the site and looks at it
@@ -171,7 +171,7 @@ def test_every_page_in_a_browser(site, chrome, size):
         chrome.open(path.as_uri(), size, dark=size == 'phone')
         got = chrome.eval(PROBE)
         name = path.relative_to(site).as_posix()
-        def check(ok, what): ok or faults.append(f'{name} ({size}): {what}')
+        def check(ok, what, name=name): ok or faults.append(f'{name} ({size}): {what}')
         check(not chrome.errors, f'console: {chrome.errors}')
         check(got['h1'] == 1 and got['nav'] >= len(ALL) and got['current'] == 1, f"navigation: {got['h1']} h1, {got['nav']} links, {got['current']} marked")
         check(got['navShown'] == (size == 'desktop') and got['menuShown'] == (size == 'phone'), 'menu for this width')
