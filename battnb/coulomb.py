@@ -49,13 +49,13 @@ def clock_steps(
     dt[again] = np.where(t[again] <= short_s, np.maximum(t[again], 0.), 0.)
     return dt, t, fault
 
-# %% ../nbs/03_coulomb.ipynb #e0a9d402
+# %% ../nbs/03_coulomb.ipynb #cfb55586
 def increments(
     counter:np.ndarray, # (n,) counter readings, e.g. in Ah, with or without resets
 )->np.ndarray: # (n,) >= 0, counted between the sample before and this one
     "What a counter added at each sample, resets understood."
     x = np.nan_to_num(np.asarray(counter, float)); before = np.concatenate([x[:1], x[:-1]])
-    return np.where(x >= before, x - before, np.where(x < .5*before, np.maximum(x, 0), 0.))
+    return np.where(np.abs(x) < .5*np.abs(before), np.maximum(x, 0), np.maximum(x - before, 0))
 
 # %% ../nbs/03_coulomb.ipynb #93273956
 def _forward(x:np.ndarray, start:float)->np.ndarray:
@@ -194,14 +194,14 @@ def orient(
         if a in seg: seg[a], seg[b] = np.where(flip, seg[b], seg[a]), np.where(flip, seg[a], seg[b])
     return seg, [note('sign', text, cell)]
 
-# %% ../nbs/03_coulomb.ipynb #3238be8c
+# %% ../nbs/03_coulomb.ipynb #517753b7
 def _chosen(seg:pd.DataFrame)->tuple[pd.DataFrame, list]:
     "Segments with `chg_ah`, `dis_ah` from the best source there is; notes."
     total, cell = seg.q_neg.sum() + seg.q_pos.sum(), seg.cell_id.iloc[0]; seg = seg.assign(chg_ah=seg.q_pos, dis_ah=seg.q_neg)
     if not total > 0: return seg, []
     best = None
     if 'u_neg' in seg and seg[['u_pos', 'u_neg', 'd_neg']].to_numpy().sum() > 0:
-        balance = seg.u_neg.sum() < .2*seg.d_neg.sum()
+        active = seg[seg.s < 0]; balance = abs(active.d_neg.sum() - active.q_neg.sum()) < abs(active.u_neg.sum() - active.q_neg.sum())
         best = dict(chg_ah=seg.u_pos, dis_ah=seg.d_neg if balance else seg.u_neg)
     if 'c_neg' in seg and seg.c_neg.sum() > 0: best = dict(chg_ah=seg.c_pos if 'c_pos' in seg else seg.q_pos, dis_ah=seg.c_neg)
     if best is None: return seg, []
@@ -275,12 +275,12 @@ def _row(part:pd.DataFrame, small_ah:float)->dict:
                 v_low=main.v_min.min() if len(main) else np.nan, v_high=before.v_max.max(), duration_s=part.t_s.sum(), moved_ah=dis + chg,
                 v_charge=part.v_max[part.chg_ah > small_ah].max(), v_start=part.v_min.iloc[:2].min())
 
-# %% ../nbs/03_coulomb.ipynb #1c063f0d
+# %% ../nbs/03_coulomb.ipynb #3ddc4646
 def _kinds(table:pd.DataFrame)->np.ndarray:
     "(n,) kind of each cycle of one cell."
-    low, high = table.v_low.quantile(.05), table.v_high[table.discharges > 0].quantile(.95); tol = .05*(high - low)
+    low, high = table.v_low.quantile(.05), table.v_high[table.discharges > 0].quantile(.95); span = high - low
     kind = np.where(table.discharges > 0, 'full', np.where(table.charge_cap_ah > 0, 'partial', 'rest')).astype(object)
-    short = (table.v_low > low + tol) | (table.v_high < high - tol)
+    short = (table.v_low > low + .1*span) | (table.v_high < high - .05*span)
     kind[(kind == 'full') & short] = 'partial'
     rate = table.current_a[kind == 'full'].abs(); usual = rate.median()
     odd = (rate/usual < .75) | (rate/usual > 1.33)
@@ -335,7 +335,7 @@ def count_cycles(
         raise InputError(f"no discharge in {int(seg.n.sum()):,} samples ({moved}, voltage {seg.v_min.min():.4g} to {seg.v_max.max():.4g} V): no capacity can be had from this")
     return table, notes
 
-# %% ../nbs/03_coulomb.ipynb #ab916886
+# %% ../nbs/03_coulomb.ipynb #90aeabb2
 def to_cycles(
     raw:Raw, # what a reader returned
     nominal_ah:float|None=None, # nominal capacity in Ah; else what the file states, else the first full cycle's
@@ -345,13 +345,17 @@ def to_cycles(
     "One row per cycle: capacity, energy, temperature, resistance, kind, throughput. Raises `InputError` where no discharge is found."
     meter = Meter(gap_s).add(raw.samples); seg = meter.finish()
     table, notes = count_cycles(seg, nominal_ah or raw.meta.get('nominal_ah'), cycles)
-    return report(table, raw.meta.get('reported_ah')), raw.notes + meter.notes() + notes
+    table, more = report(table, raw.meta.get('reported_ah'))
+    return table, raw.notes + meter.notes() + notes + more
 
 def report(
     table:pd.DataFrame, # cycle table
     reported:dict|None, # {cycle: Ah} as stated by the file for each discharge, or None
-)->pd.DataFrame: # the table with stated capacities where they agree within 5 %
-    "Capacities that the file itself states replace counted ones, if the two agree."
-    if not reported: return table
-    stated = table.cycle.map(reported).to_numpy(float); close = np.abs(stated/table.cap_ah - 1) < .05
-    return table.assign(cap_ah=np.where(close, stated, table.cap_ah), cap_single_ah=np.where(close & (table.discharges == 1), stated, table.cap_single_ah))
+)->tuple[pd.DataFrame, list]: # the table with the stated capacities; notes where they are more than 5 % from the counted ones
+    "Capacities that the file itself states, in place of counted ones."
+    if not reported: return table, []
+    stated = table.cycle.map(reported).to_numpy(float); known = stated > 0; off = known & (np.abs(stated/table.cap_ah - 1) > .05)
+    notes = [note('stated', f"cycle {r.cycle}: the file states {a:.5g} Ah, current times time gives {r.cap_ah:.5g} Ah: the stated value was taken", r.cell_id, r.cycle)
+             for r, a in zip(table[off].itertuples(), stated[off])]
+    one = known & (table.discharges == 1)
+    return table.assign(cap_ah=np.where(known, stated, table.cap_ah), cap_single_ah=np.where(one, stated, table.cap_single_ah)), notes
