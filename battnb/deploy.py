@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SOH_BITS', 'GATE_BITS', 'OUT_BITS', 'WARNINGS', 'fits', 'int32', 'sat16', 'nearest', 'matvec', 'rescale', 'Dense',
-           'quantize_dense', 'gate_table', 'lookup', 'Cell', 'FusedCell', 'EulerCell', 'quantize_cell', 'IntModel',
-           'to_int', 'quantize_liquid', 'affine_of', 'quantize_affine', 'quantize', 'save_int', 'load_int',
-           'fingerprint', 'pack', 'widen', 'tables', 'sizes', 'firmware_dir', 'generate', 'describe', 'test_contexts',
-           'target_compilers', 'host_compilers', 'build_board', 'run_host', 'Board', 'count', 'milliseconds',
-           'run_qemu', 'verify']
+           'quantize_dense', 'gate_table', 'lookup', 'Cell', 'FusedCell', 'EulerCell', 'quantize_cell', 'Chain',
+           'quantize_chain', 'IntModel', 'to_int', 'quantize_liquid', 'affine_of', 'quantize_affine', 'quantize_mlp',
+           'quantize_paifilter', 'quantize', 'save_int', 'load_int', 'fingerprint', 'pack', 'widen', 'tables', 'sizes',
+           'firmware_dir', 'generate', 'describe', 'test_contexts', 'target_compilers', 'host_compilers', 'build_board',
+           'run_host', 'Board', 'count', 'milliseconds', 'run_qemu', 'verify']
 
 # %% ../nbs/80_deploy.ipynb #f6f22652
 import hashlib, json, os, shutil, subprocess, sys, tempfile
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from .core import InputError, assets_dir, atomic, stream
 
-# %% ../nbs/80_deploy.ipynb #e847b796
+# %% ../nbs/80_deploy.ipynb #ce6f5459
 SOH_BITS, GATE_BITS, OUT_BITS = 14, 12, 13 # 2^-14 coming in, 2^-12 before a gate, 2^-13 going out
 
 def fits(
@@ -31,6 +31,9 @@ def fits(
     "The same integers once their range is proven. Raises `OverflowError` if one lies outside."
     if x.size and (x.min() < lo or x.max() > hi): raise OverflowError(f"{what} must stay within [{lo}, {hi}], got [{x.min()}, {x.max()}]")
     return x
+
+def _array(x)->np.ndarray: # a tensor or an array, as float64
+    return np.asarray(x.detach().cpu() if hasattr(x, 'detach') else x, float)
 
 def int32(x:np.ndarray, what:str)->np.ndarray: return fits(x, -2**31, 2**31 - 1, what)
 def sat16(x:np.ndarray)->np.ndarray: return np.clip(x, -32768, 32767)
@@ -65,7 +68,7 @@ class Dense:
         if self.w_in is not None: rows = rows + np.abs(self.w_in.astype(np.int64)).sum(1)*32768
         return int(rows.max(initial=0))
 
-# %% ../nbs/80_deploy.ipynb #3558d582
+# %% ../nbs/80_deploy.ipynb #c64fca93
 def quantize_dense(
     w:np.ndarray, # (rows, cols) float weights
     b:np.ndarray, # (rows,) float biases
@@ -78,7 +81,7 @@ def quantize_dense(
     """Integers of a dense layer, one scale a row.
 
     Raises `InputError` if an accumulator could overflow, or if an output scale is too fine for its weights."""
-    w, b = np.asarray(w, float), np.asarray(b, float)
+    w, b = _array(w), _array(b)
     row = np.maximum(np.abs(w).max(1, initial=0)/127, np.abs(b)/(x_scale*2**30))
     if w_in is not None: row = np.maximum(row, np.abs(w_in).max(1, initial=0)*u_scale/(x_scale*32767))
     row = np.where(row > 0, row, y_scale/x_scale*2**-16) # a row of zeros: any scale will do
@@ -147,7 +150,7 @@ class EulerCell(Cell):
         move = int32(g*(self.pull - s) - self.leak*s + self.one//2, 'a step')
         return sat16(s + move//self.one)
 
-# %% ../nbs/80_deploy.ipynb #8e2f317b
+# %% ../nbs/80_deploy.ipynb #795812e8
 def quantize_cell(
     cell, # a liquid layer: weight, weight_in, bias, tau, A, dt, is_fused
     u_scale:float, # value of one unit of its input
@@ -166,10 +169,44 @@ def quantize_cell(
     layer = quantize_dense(w, b, 2.**-bits, 2.**-GATE_BITS, w_in, u_scale, 'cell')
     return cls(layer, gate_table(one*dt), nearest(one*rate), nearest(A*2**bits), one, bits)
 
-def _array(x)->np.ndarray: # a tensor or an array, as float64
-    return np.asarray(x.detach().cpu() if hasattr(x, 'detach') else x, float)
+# %% ../nbs/80_deploy.ipynb #c504aaa2
+@dataclass(frozen=True)
+class Chain:
+    "Dense layers with a (leaky) rectifier after each."
+    layers:tuple[Dense, ...]
+    slope:int = 0 # below zero, at 2^-15
+    kind = 'chain'
+    def run(self, diff:np.ndarray, tally:Counter|None=None)->np.ndarray: # (n, ctx) -> (n, units) last activations
+        x = diff
+        for layer in self.layers:
+            y = layer(x)
+            if tally is not None: tally['hidden'] += int((sat16(y) != y).sum()); tally['hiddens'] += y.size
+            y = sat16(y)
+            x = np.where(y < 0, (y*self.slope + 2**14) >> 15, y)
+        return x
 
-# %% ../nbs/80_deploy.ipynb #d80e3f78
+def quantize_chain(
+    layers, # (W, b) of each hidden layer, float
+    head, # (W, b) of the output layer, in scaled SOH
+    skip, # (hor, ctx) float or None
+    gain:float, # amplification of SOH differences
+    diff:np.ndarray, # (n, ctx) differences of training cells at 2^-14: they set the scale of each layer
+    slope:float=0., # of the rectifier below zero
+)->'IntModel':
+    "Integers of a feed-forward forecaster. Raises `InputError` if a bound is broken."
+    u_scale, y_scale, done, x = gain*2.**-SOH_BITS, gain*2.**-OUT_BITS, [], diff*gain*2.**-SOH_BITS
+    scale = u_scale
+    for i, (w, b) in enumerate(layers):
+        x = x @ _array(w).T + _array(b)
+        x = np.where(x < 0, slope*x, x)
+        wide = 2.**np.ceil(np.log2(2*max(np.abs(x).max(initial=0), 2**-6)/32767)) # one bit of headroom
+        done.append(quantize_dense(w, b, scale, wide, what=f'hidden layer {i + 1}'))
+        scale = wide
+    (w, b), hor = head, len(head[1])
+    rest = None if skip is None else quantize_dense(skip, np.zeros(hor), u_scale, y_scale, what='skip')
+    return IntModel(diff.shape[1], hor, 32767, 'last', Chain(tuple(done), int(nearest(slope*2**15))), quantize_dense(w, b, scale, y_scale, what='head'), rest)
+
+# %% ../nbs/80_deploy.ipynb #b341dd79
 @dataclass(frozen=True)
 class IntModel:
     "A forecaster in integers: differences to a reference, liquid units, two dense layers, the reference added back."
@@ -177,8 +214,8 @@ class IntModel:
     hor:int # horizon, in cycles
     clip:int # differences are clipped here, at 2^-14
     ref:str = 'last' # the reference: 'last' value of the context, or the constant 'one'
-    cell:Cell|None = None
-    head:Dense|None = None # state to output
+    body:'Cell|Chain|None' = None # differences to features
+    head:Dense|None = None # features to output
     skip:Dense|None = None # differences to output
     half:np.ndarray|None = None # (hor,) half-width of the interval, int16 at 2^-13
     info:dict = field(default_factory=dict) # where it came from; calibration
@@ -194,7 +231,7 @@ class IntModel:
         ref = x[:, -1:] if self.ref == 'last' else np.full((len(x), 1), 2**SOH_BITS)
         diff = np.clip(x - ref, -self.clip, self.clip)
         y = np.broadcast_to((ref + 1) >> 1, (len(x), self.hor))
-        if self.cell: y = y + self.head(self.cell.run(diff, tally))
+        if self.body: y = y + self.head(self.body.run(diff, tally))
         if self.skip: y = y + self.skip(diff)
         if tally is not None: tally.update(clip=int((np.abs(x - ref) > self.clip).sum()), clips=x.size, out=int((sat16(y) != y).sum()), outs=y.size)
         return sat16(y).astype(np.int16)
@@ -229,7 +266,7 @@ def quantize_liquid(
     skip = None if model.skip is None else quantize_dense(_array(model.skip.weight), np.zeros(hor), u_scale, y_scale, what='skip')
     return IntModel(ctx, hor, int(min(32767, nearest(8/u_scale))), 'last', cell, head, skip)
 
-# %% ../nbs/80_deploy.ipynb #57da84e6
+# %% ../nbs/80_deploy.ipynb #ca97ac0a
 def affine_of(
     model, # callable: (n, ctx) SOH -> (n, hor) SOH
     ctx:int, # context length
@@ -244,7 +281,7 @@ def affine_of(
     w = ((f(base + np.eye(ctx)*.25) - zero)/.25).T
     x = base + stream(seed, 'affine').uniform(-.3, .3, (64, ctx))
     gap = np.abs(f(x) - (zero + (x - 1) @ w.T)).max()
-    if gap > 1e-4: raise InputError(f"only affine and liquid forecasters become firmware; this one is off a straight line by {gap:.2g} SOH")
+    if gap > 1e-4: raise InputError(f"only liquid, MLP, PaiFilter (scaled by the last value) and affine forecasters become firmware; this one is off a straight line by {gap:.2g} SOH")
     moves_along = np.abs(w.sum(1) - 1).max() < 1e-4 # adding a constant to the context adds it to the forecast
     return w, zero[0] - 1, 'last' if moves_along else 'one'
 
@@ -258,21 +295,44 @@ def quantize_affine(
     w = np.where(np.arange(ctx) == ctx - 1, 0, w) if ref == 'last' else w # the last difference is zero
     return IntModel(ctx, hor, 32767, ref, skip=quantize_dense(w, b, 2.**-SOH_BITS, 2.**-OUT_BITS, what='skip'))
 
-# %% ../nbs/80_deploy.ipynb #46ad1a16
+# %% ../nbs/80_deploy.ipynb #43640251
+def _diffs(ctx:np.ndarray)->np.ndarray: # (n, ctx) SOH -> differences to the last value, at 2^-14
+    x = to_int(ctx, ctx.shape[1]).astype(np.int64)
+    return np.clip(x - x[:, -1:], -32767, 32767)
+
+def quantize_mlp(model, ctx:np.ndarray)->IntModel:
+    "Integers of an `MLP` with the scaling 'last'; `ctx` (n, ctx) SOH sets the scales."
+    from battnb.students import GAIN
+    linear = [l for l in model.layers if hasattr(l, 'weight')]
+    return quantize_chain([(l.weight, l.bias) for l in linear], (model.out.weight, model.out.bias), None if model.skip is None else model.skip.weight, GAIN, _diffs(ctx))
+
+def quantize_paifilter(model, ctx:np.ndarray)->IntModel:
+    "Integers of a `PaiFilter` with the scaling 'last': the circular filter folds into the first matrix."
+    from battnb.students import GAIN
+    fold, gamma, delta = _array(model.circulant()), *(float(_array(p)[0]) for p in (model.gamma, model.delta))
+    w, b = _array(model.inner.weight) @ fold, _array(model.inner.bias)
+    out, undo = _array(model.outer.weight), gamma + 1e-10
+    return quantize_chain([(w*gamma, b + delta*w.sum(1))], (out/undo, (_array(model.outer.bias) - delta)/undo), None, GAIN, _diffs(ctx), .01)
+
+# %% ../nbs/80_deploy.ipynb #c1c1744a
 def quantize(
-    model, # a forecaster: liquid, or affine in its context
+    model, # a forecaster: liquid, `MLP`, `PaiFilter`, or affine in its context
     calib_ctx, # (n, ctx) SOH of training cells
     half:np.ndarray|None=None, # (hor,) half-width of the prediction interval, SOH
 )->IntModel:
     """A forecaster in integers, with its error against the float model and its saturations on `calib_ctx`.
 
     Raises `InputError` if the model cannot be proven safe."""
-    ints = quantize_liquid(model) if hasattr(model, 'cell') else quantize_affine(*affine_of(_as_numpy(model), model.context))
-    ctx = _array(calib_ctx)[:, -ints.ctx:]
+    from battnb.students import MLP, PaiFilter
+    ctx = np.atleast_2d(_array(calib_ctx))[:, -model.context:]
+    if hasattr(model, 'cell'): ints = quantize_liquid(model)
+    elif isinstance(model, MLP) and model.cfg.norm == 'last': ints = quantize_mlp(model, ctx)
+    elif isinstance(model, PaiFilter) and model.cfg.norm == 'last': ints = quantize_paifilter(model, ctx)
+    else: ints = quantize_affine(*affine_of(_as_numpy(model), model.context))
     gap, tally = ints(ctx) - _array(_as_numpy(model)(ctx)), Counter()
     ints.forecast(to_int(ctx, ints.ctx), tally)
     info = dict(source=type(model).__name__, calibration_contexts=len(ctx), rmse_to_float=float(np.sqrt((gap**2).mean())), worst_to_float=float(np.abs(gap).max()),
-                saturated={k: tally[k]/max(tally[k + 's'], 1) for k in ('clip', 'gate', 'out')})
+                saturated={k: tally[k]/max(tally[k + 's'], 1) for k in ('clip', 'gate', 'hidden', 'out')})
     half = None if half is None else fits(np.ceil(np.asarray(half, float)*2**OUT_BITS).astype(np.int64), 0, 32767, 'half').astype(np.int16)
     if half is not None and half.shape != (ints.hor,): raise InputError(f"half must have the shape ({ints.hor},), got {half.shape}")
     return replace(ints, half=half, info=info)
@@ -284,7 +344,7 @@ def _as_numpy(model): # a torch module as a function of arrays
         with torch.no_grad(): return model.eval()(torch.as_tensor(np.asarray(x), dtype=torch.float32)).numpy()
     return f
 
-# %% ../nbs/80_deploy.ipynb #6bd5ad1f
+# %% ../nbs/80_deploy.ipynb #a6ef5d86
 def save_int(
     ints:IntModel,
     folder:str|Path, # created if absent
@@ -292,15 +352,19 @@ def save_int(
     "Write `model.json` and `model.safetensors`."
     from safetensors.numpy import save_file
     arrays = {f'{n}.{k}': v for n, layer in _layers(ints).items() for k, v in vars(layer).items() if isinstance(v, np.ndarray)}
-    if ints.cell: arrays |= {f'cell.{k}': getattr(ints.cell, k) for k in ('gate', 'leak', 'pull')}
+    if isinstance(c := ints.body, Cell): arrays |= {f'body.{k}': getattr(c, k) for k in ('gate', 'leak', 'pull')}
     if ints.half is not None: arrays['half'] = ints.half
-    cell = ints.cell and dict(kind=ints.cell.kind, one=ints.cell.one, bits=ints.cell.bits)
-    config = dict(ctx=ints.ctx, hor=ints.hor, clip=ints.clip, ref=ints.ref, cell=cell, info=ints.info, checksum=fingerprint(ints))
+    config = dict(_settings(ints), info=ints.info, checksum=fingerprint(ints))
     with atomic(Path(folder)/'model.safetensors') as tmp: save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, tmp)
     with atomic(Path(folder)/'model.json') as tmp: tmp.write_text(json.dumps(config, indent=1))
 
 def _layers(ints:IntModel)->dict[str, Dense]:
-    return {k: v for k, v in dict(cell=ints.cell and ints.cell.dense, head=ints.head, skip=ints.skip).items() if v is not None}
+    body = {} if ints.body is None else {f'hidden{i}': l for i, l in enumerate(ints.body.layers)} if isinstance(ints.body, Chain) else {'cell': ints.body.dense}
+    return body | {k: v for k, v in dict(head=ints.head, skip=ints.skip).items() if v is not None}
+
+def _settings(ints:IntModel)->dict: # every number that is no array
+    body = ints.body and {k: getattr(ints.body, k) for k in ('kind', 'one', 'bits', 'slope') if hasattr(ints.body, k)}
+    return dict(ctx=ints.ctx, hor=ints.hor, clip=ints.clip, ref=ints.ref, body=body)
 
 def load_int(
     folder:str|Path, # written by `save_int` or `generate`
@@ -310,11 +374,12 @@ def load_int(
     folder = Path(folder)
     if not (folder/'model.json').is_file() or not (folder/'model.safetensors').is_file(): raise InputError(f"a firmware folder needs model.json and model.safetensors, {str(folder)!r} lacks them")
     config, arrays = json.loads((folder/'model.json').read_text()), load_file(folder/'model.safetensors')
-    part = lambda name: {k.split('.')[1]: v for k, v in arrays.items() if k.startswith(name + '.')}
-    dense = {n: Dense(**{k: v for k, v in part(n).items() if k in ('w', 'b', 'm', 'w_in')}) for n in ('cell', 'head', 'skip') if part(n)}
-    cell = config['cell'] and {c.kind: c for c in Cell.__subclasses__()}[config['cell']['kind']](
-        dense.pop('cell'), *(part('cell')[k] for k in ('gate', 'leak', 'pull')), config['cell']['one'], config['cell']['bits'])
-    ints = IntModel(config['ctx'], config['hor'], config['clip'], config['ref'], cell or None, dense.get('head'), dense.get('skip'), arrays.get('half'), config['info'])
+    part = lambda name, keys: {k: arrays[f'{name}.{k}'] for k in keys if f'{name}.{k}' in arrays}
+    dense = {n: Dense(**part(n, ('w', 'b', 'm', 'w_in'))) for n in dict.fromkeys(k.split('.')[0] for k in arrays) if f'{n}.w' in arrays}
+    body = config['body']
+    if body and body['kind'] == 'chain': body = Chain(tuple(dense[k] for k in sorted(dense) if k.startswith('hidden')), body['slope'])
+    elif body: body = {c.kind: c for c in Cell.__subclasses__()}[body['kind']](dense['cell'], **part('body', ('gate', 'leak', 'pull')), one=body['one'], bits=body['bits'])
+    ints = IntModel(config['ctx'], config['hor'], config['clip'], config['ref'], body, dense.get('head'), dense.get('skip'), arrays.get('half'), config['info'])
     if fingerprint(ints) != config['checksum']: raise InputError(f"the integers in {str(folder)!r} do not match their checksum")
     return ints
 
@@ -322,13 +387,13 @@ def fingerprint(
     ints:IntModel,
 )->str: # 16 hexadecimal digits
     "A checksum over every integer that decides the output."
-    h = hashlib.sha256(json.dumps([ints.ctx, ints.hor, ints.clip, ints.ref, ints.cell and [ints.cell.kind, ints.cell.one, ints.cell.bits]]).encode())
+    h = hashlib.sha256(json.dumps(_settings(ints)).encode())
     arrays = [a for layer in _layers(ints).values() for a in vars(layer).values() if a is not None]
-    if ints.cell: arrays += [ints.cell.gate, ints.cell.leak, ints.cell.pull]
+    if isinstance(c := ints.body, Cell): arrays += [c.gate, c.leak, c.pull]
     for a in arrays + ([] if ints.half is None else [ints.half]): h.update(np.ascontiguousarray(a).astype('<i8').tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/80_deploy.ipynb #52ba4db9
+# %% ../nbs/80_deploy.ipynb #035d025a
 def _up4(n:int)->int: return -(-n//4)*4
 
 def pack(
@@ -353,23 +418,30 @@ def widen(w:np.ndarray)->np.ndarray: # (rows, cols) int8 -> flat int16: blocks o
     w = np.pad(w, ((0, _up4(rows) - rows), (0, _up4(cols) - cols))).astype(np.int16)
     return w.reshape(_up4(rows)//4, 4, _up4(cols)//4, 2, 2).transpose(0, 2, 3, 1, 4).ravel()
 
+def _cell_tables(c:Cell, wide:bool)->list[dict]:
+    n, one = len(c.pull), c.one if c.kind == 'fused' else 0
+    pad = lambda a, **kw: np.pad(a, (0, _up4(n) - n), **kw)
+    units = zip(pad(c.dense.b), pad(c.dense.m), pad(c.leak + one, constant_values=one), pad(c.pull + 2**15, constant_values=2**15))
+    w_in = np.pad(c.dense.w_in, ((0, _up4(n) - n), (0, 0))).reshape(_up4(n)//4, 4, -1).transpose(0, 2, 1).ravel()
+    return [_table('state to gates', f"static const LIQUID_ALIGN4 int{16 if wide else 8}_t", 'liquid_cell_w', (widen if wide else pack)(c.dense.w)),
+            _table('input to gates', 'static const int16_t', 'liquid_cell_in', w_in),
+            _table('bias and factor of each gate, leak, pull', 'static const liquid_unit', 'liquid_units', ['{%d, %d, %d, %d}' % u for u in units], 4),
+            _table('sigmoid from -8 to 8', 'static const uint16_t', 'liquid_gate', c.gate)]
+
 def tables(
     ints:IntModel,
     wide:bool=True, # keep the weights that are read at every step as int16
 )->list[dict]: # note, declaration and body of each
     "Every C array that a model needs."
     out, byte = [], 'static const LIQUID_ALIGN4 int8_t'
-    if c := ints.cell:
-        n = len(c.pull)
-        pad = lambda a, **kw: np.pad(a, (0, _up4(n) - n), **kw)
-        one = c.one if c.kind == 'fused' else 0
-        units = zip(pad(c.dense.b), pad(c.dense.m), pad(c.leak + one, constant_values=one), pad(c.pull + 2**15, constant_values=2**15))
-        w_in = np.pad(c.dense.w_in, ((0, _up4(n) - n), (0, 0))).reshape(_up4(n)//4, 4, -1).transpose(0, 2, 1).ravel()
-        out = [_table('state to gates', *(('static const LIQUID_ALIGN4 int16_t', 'liquid_cell_w', widen(c.dense.w)) if wide else (byte, 'liquid_cell_w', pack(c.dense.w)))), _table('input to gates', 'static const int16_t', 'liquid_cell_in', w_in),
-               _table('of each unit: bias and factor of its gate, leak, pull + 2^15', 'static const liquid_unit', 'liquid_units', ['{%d, %d, %d, %d}' % u for u in units], 4),
-               _table('sigmoid from -8 to 8', 'static const uint16_t', 'liquid_gate', c.gate),
-               _table('state to forecast', byte, 'liquid_head_w', pack(ints.head.w)), _table('of each output: bias, factor', 'static const liquid_row', 'liquid_head', _rows(ints.head), 6)]
-    if ints.skip: out += [_table('context to forecast', byte, 'liquid_skip_w', pack(ints.skip.w)), _table('of each output: bias, factor', 'static const liquid_row', 'liquid_skip', _rows(ints.skip), 6)]
+    def dense(note, name, layer): return [_table(note, byte, f'liquid_{name}_w', pack(layer.w)), _table('bias and factor of each row', 'static const liquid_row', f'liquid_{name}', _rows(layer), 6)]
+    if isinstance(ints.body, Cell): out += _cell_tables(ints.body, wide)
+    if isinstance(ints.body, Chain):
+        layers = ints.body.layers
+        for i, layer in enumerate(layers): out += dense(f'hidden layer {i + 1}', f'hidden{i}', layer)
+        out.append(_table('hidden layers', 'static const liquid_layer', 'liquid_layers', [f'{{liquid_hidden{i}_w, liquid_hidden{i}, {_up4(l.w.shape[0])}, {_up4(l.w.shape[1])}}}' for i, l in enumerate(layers)], 1))
+    if ints.head: out += dense('features to forecast', 'head', ints.head)
+    if ints.skip: out += dense('context to forecast', 'skip', ints.skip)
     if ints.half is not None: out.append(_table('half-width of the interval at 2^-13', 'const int16_t', 'liquid_half', ints.half))
     return out
 
@@ -378,15 +450,17 @@ def sizes(
     wide:bool=True, # as in `tables`
 )->dict[str, str]:
     "The constants of `model.h`."
-    c = ints.cell
-    out = dict(LIQUID_CTX=ints.ctx, LIQUID_HOR=ints.hor, LIQUID_CLIP=ints.clip, LIQUID_REF_LAST=int(ints.ref == 'last'), LIQUID_CELL=f'LIQUID_{c.kind.upper()}' if c else 0)
-    if c: out |= dict(LIQUID_UNITS=len(c.pull), LIQUID_PATCH=c.dense.w_in.shape[1], LIQUID_STATE_BITS=c.bits, LIQUID_WIDE=int(wide))
+    c, chain = (ints.body, None) if isinstance(ints.body, Cell) else (None, ints.body)
+    out = dict(LIQUID_CTX=ints.ctx, LIQUID_HOR=ints.hor, LIQUID_CLIP=ints.clip, LIQUID_REF_LAST=int(ints.ref == 'last'), LIQUID_CELL=f'LIQUID_{c.kind.upper()}' if c else 0,
+               LIQUID_LAYERS=len(chain.layers) if chain else 0, LIQUID_UNITS=ints.head.w.shape[1] if ints.head else 0)
+    if c: out |= dict(LIQUID_WIDEST=len(c.pull), LIQUID_PATCH=c.dense.w_in.shape[1], LIQUID_STATE_BITS=c.bits, LIQUID_WIDE=int(wide))
     if c: out |= dict(LIQUID_ONE=f'{c.one}u') if c.kind == 'fused' else dict(LIQUID_STEP_BITS=15)
+    if chain: out |= dict(LIQUID_WIDEST=max(len(l.b) for l in chain.layers), LIQUID_SLOPE=chain.slope)
     if ints.skip: out['LIQUID_SKIP'] = 1
     if ints.half is not None: out['LIQUID_HALF'] = 1
     return {k: str(v) for k, v in out.items()}
 
-# %% ../nbs/80_deploy.ipynb #3459b894
+# %% ../nbs/80_deploy.ipynb #2df93b60
 def firmware_dir()->Path: # fixed C sources and templates
     "Where the handwritten C is."
     return assets_dir()/'firmware'
@@ -424,8 +498,10 @@ def generate(
 
 def describe(ints:IntModel)->str: # one line
     "What a model is."
-    c = ints.cell
-    kind = f"{len(c.pull)} {c.kind} liquid units, {c.dense.w_in.shape[1]} cycle(s) a step{', skip' if ints.skip else ''}" if c else 'affine'
+    c, skip = ints.body, ' and a linear path' if ints.skip else ''
+    if isinstance(c, Cell): kind = f"{len(c.pull)} {c.kind} liquid units, {c.dense.w_in.shape[1]} cycle(s) a step{skip}"
+    elif c: kind = f"hidden layers of {', '.join(str(len(l.b)) for l in c.layers)} units{skip}"
+    else: kind = 'affine'
     return f"{kind}; {ints.ctx} cycles in, {ints.hor} out"
 
 # %% ../nbs/80_deploy.ipynb #761c5495

@@ -17,7 +17,8 @@
 /* the specification floors when it shifts; C99 leaves negative numbers to the compiler */
 typedef char liquid_shift_must_floor[((-3) >> 1) == -2 ? 1 : -1];
 
-typedef struct { int32_t bias, mul; } liquid_row;            /* of a dense layer */
+typedef struct { int32_t bias, mul; } liquid_row; /* of a dense layer */
+typedef struct { const int8_t *w; const liquid_row *row; int rows, cols; } liquid_layer; /* sizes in multiples of four */
 typedef struct { int32_t bias, mul; uint16_t leak, pull; } liquid_unit; /* fused: leak holds 1 + dt/tau; pull holds A + 2^15 */
 
 #define LIQUID_TABLES
@@ -45,6 +46,14 @@ LIQUID_INLINE int32_t sat16(int32_t a)
     return a < -32768 ? -32768 : a > 32767 ? 32767 : a;
 #endif
 }
+
+#if LIQUID_LAYERS
+LIQUID_INLINE int16_t rectify(int32_t a)
+{
+    const int32_t y = sat16(a);
+    return (int16_t)(y < 0 ? (y * LIQUID_SLOPE + 16384) >> 15 : y);
+}
+#endif
 
 typedef struct { int32_t a, b, c, d; } liquid_four;
 
@@ -205,6 +214,22 @@ LIQUID_INLINE liquid_four dense4(liquid_four y, const int8_t *w, const liquid_ro
     return y;
 }
 
+#if LIQUID_LAYERS
+/* a hidden layer and its (leaky) rectifier */
+static void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
+{
+    int i;
+    for (i = 0; i < layer->rows; i += 4) {
+        liquid_four y = {0, 0, 0, 0};
+        y = dense4(y, layer->w + i * layer->cols, layer->row + i, x, layer->cols / 4);
+        next[i] = rectify(y.a);
+        next[i + 1] = rectify(y.b);
+        next[i + 2] = rectify(y.c);
+        next[i + 3] = rectify(y.d);
+    }
+}
+#endif
+
 static int32_t reference(const int16_t *ctx)
 {
 #if LIQUID_REF_LAST
@@ -218,6 +243,9 @@ static int32_t reference(const int16_t *ctx)
 void liquid_forecast(liquid_work *work, const int16_t *ctx, int16_t *soh)
 {
     const int32_t ref = reference(ctx), level = (ref + 1) >> 1;
+#if LIQUID_UNITS
+    const int16_t *feature;
+#endif
     int i;
     for (i = 0; i < LIQUID_CTX; i++) {
         const int32_t d = ctx[i] - ref;
@@ -225,20 +253,29 @@ void liquid_forecast(liquid_work *work, const int16_t *ctx, int16_t *soh)
     }
     for (; i < LIQUID_UP4(LIQUID_CTX); i++) work->diff[i] = 0;
 #if LIQUID_CELL
-    const int16_t *u;
-    int16_t *now = work->state[0], *next = work->state[1];
-    liquid_reset(work);
-    for (u = work->diff; u < work->diff + LIQUID_CTX; u += LIQUID_PATCH) {
-        int16_t *swap = now;
-        cell_step(u, now, next);
-        now = next;
-        next = swap;
+    {
+        const int16_t *u;
+        int16_t *now = work->state[0], *next = work->state[1], *swap;
+        liquid_reset(work);
+        for (u = work->diff; u < work->diff + LIQUID_CTX; u += LIQUID_PATCH) {
+            cell_step(u, now, next);
+            swap = now;
+            now = next;
+            next = swap;
+        }
+        feature = now;
+    }
+#elif LIQUID_LAYERS
+    feature = work->diff;
+    for (i = 0; i < LIQUID_LAYERS; i++) {
+        hidden(liquid_layers + i, feature, work->state[i % 2]);
+        feature = work->state[i % 2];
     }
 #endif
     for (i = 0; i < LIQUID_HOR; i += 4) {
         liquid_four y = {level, level, level, level};
-#if LIQUID_CELL
-        y = dense4(y, liquid_head_w + i * LIQUID_UP4(LIQUID_UNITS), liquid_head + i, now, LIQUID_UP4(LIQUID_UNITS) / 4);
+#if LIQUID_UNITS
+        y = dense4(y, liquid_head_w + i * LIQUID_UP4(LIQUID_UNITS), liquid_head + i, feature, LIQUID_UP4(LIQUID_UNITS) / 4);
 #endif
 #ifdef LIQUID_SKIP
         y = dense4(y, liquid_skip_w + i * LIQUID_UP4(LIQUID_CTX), liquid_skip + i, work->diff, LIQUID_UP4(LIQUID_CTX) / 4);

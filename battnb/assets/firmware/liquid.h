@@ -21,9 +21,9 @@ extern "C" {
 
 /* scratch memory of one forecaster; its content needs no initialisation */
 typedef struct {
-    LIQUID_ALIGN4 int16_t diff[LIQUID_UP4(LIQUID_CTX)];      /* the context, relative to its reference */
-#if LIQUID_CELL
-    LIQUID_ALIGN4 int16_t state[2][LIQUID_UP4(LIQUID_UNITS)]; /* now and next, in turn */
+    LIQUID_ALIGN4 int16_t diff[LIQUID_UP4(LIQUID_CTX)];        /* the context, relative to its reference */
+#if LIQUID_UNITS
+    LIQUID_ALIGN4 int16_t state[2][LIQUID_UP4(LIQUID_WIDEST)]; /* state or hidden layer: now and next, in turn */
 #endif
 } liquid_work;
 

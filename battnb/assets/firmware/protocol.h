@@ -1,1 +1,123 @@
-/* todo */
+/* protocol.h: one line of text a cycle in, a forecast out. No floating point, no dynamic memory, no operating system. */
+#ifndef LIQUID_PROTOCOL_H
+#define LIQUID_PROTOCOL_H
+
+#include "liquid.h"
+
+#define FADE_LINE 32 /* longest line, its end included */
+
+typedef enum { FADE_WAIT, FADE_STORED, FADE_FORECAST, FADE_NOMINAL, FADE_RESET, FADE_TEST, FADE_HELP, FADE_BAD } fade_event;
+
+typedef struct {
+    liquid_work work;
+    int16_t ctx[LIQUID_CTX]; /* SOH at 2^-14, oldest first */
+    int16_t soh[LIQUID_HOR]; /* the forecast, at 2^-13 */
+    uint16_t held;           /* values in ctx */
+    uint32_t nominal_uah;    /* 0: lines are SOH; otherwise they are Ah */
+    char line[FADE_LINE];
+    uint8_t length;          /* FADE_LINE: the line was too long */
+} fade_t;
+
+static void fade_clear(fade_t *f)
+{
+    f->held = 0;
+    f->length = 0;
+}
+
+/* "1.25" -> 1250000; digits beyond the sixth decimal are dropped; 0 on success */
+static int fade_micro(const char *text, uint32_t *micro)
+{
+    uint32_t whole = 0, part = 0, unit = 1000000u, digits = 0;
+    for (; *text >= '0' && *text <= '9'; text++, digits++) {
+        whole = whole * 10u + (uint32_t)(*text - '0');
+        if (whole > 4000u) return 1;
+    }
+    if (*text == '.') {
+        for (text++; *text >= '0' && *text <= '9'; text++, digits++) {
+            unit /= 10u;
+            part += unit * (uint32_t)(*text - '0');
+        }
+    }
+    *micro = whole * 1000000u + part;
+    return *text != 0 || digits == 0;
+}
+
+/* append one cycle; FADE_BAD unless 0 < SOH < 2 */
+static fade_event fade_push(fade_t *f, uint32_t micro)
+{
+    const uint32_t one = f->nominal_uah != 0 ? f->nominal_uah : 1000000u;
+    const uint64_t soh = (((uint64_t)micro << 14) + one / 2u) / one;
+    int i;
+    if (soh == 0 || soh > 32767u) return FADE_BAD;
+    if (f->held == LIQUID_CTX) {
+        for (i = 1; i < LIQUID_CTX; i++) f->ctx[i - 1] = f->ctx[i];
+        f->held--;
+    }
+    f->ctx[f->held++] = (int16_t)soh;
+    if (f->held < LIQUID_CTX) return FADE_STORED;
+    liquid_forecast(&f->work, f->ctx, f->soh);
+    return FADE_FORECAST;
+}
+
+/* does text begin with word? then what follows it, else 0 */
+static const char *fade_after(const char *text, const char *word)
+{
+    while (*word != 0) {
+        if (*text++ != *word++) return 0;
+    }
+    return text;
+}
+
+static fade_event fade_line(fade_t *f, const char *line)
+{
+    const char *rest;
+    uint32_t micro = 0;
+    if (*line == 0) return FADE_WAIT;
+    if (line[0] == '?' && line[1] == 0) return FADE_HELP;
+    if ((rest = fade_after(line, "reset")) != 0 && *rest == 0) {
+        fade_clear(f);
+        return FADE_RESET;
+    }
+    if ((rest = fade_after(line, "test")) != 0 && *rest == 0) return FADE_TEST;
+    if ((rest = fade_after(line, "nominal ")) != 0) {
+        if (fade_micro(rest, &micro) != 0) return FADE_BAD;
+        f->nominal_uah = micro;
+        fade_clear(f); /* what was stored had another unit */
+        return FADE_NOMINAL;
+    }
+    return fade_micro(line, &micro) != 0 ? FADE_BAD : fade_push(f, micro);
+}
+
+/* feed one character; anything but FADE_WAIT wants an answer */
+static fade_event fade_feed(fade_t *f, char c)
+{
+    fade_event event = FADE_WAIT;
+    if (c == '\r') return event;
+    if (c == '\n') {
+        if (f->length >= FADE_LINE) {
+            event = FADE_BAD;
+        } else {
+            f->line[f->length] = 0;
+            event = fade_line(f, f->line);
+        }
+        f->length = 0;
+    } else if (f->length < FADE_LINE - 1) {
+        f->line[f->length++] = c;
+    } else {
+        f->length = FADE_LINE;
+    }
+    return event;
+}
+
+/* 2^-13 -> "0.9876", rounded; text holds 10 characters */
+static void fade_text(int32_t soh, char *text)
+{
+    uint32_t n = (uint32_t)(soh < 0 ? -soh : soh) * 10000u, div = 1000u;
+    n = (n + 4096u) >> 13;
+    if (soh < 0) *text++ = '-';
+    *text++ = (char)('0' + n / 10000u);
+    *text++ = '.';
+    for (n %= 10000u; div > 0u; div /= 10u) *text++ = (char)('0' + n / div % 10u);
+    *text = 0;
+}
+#endif
