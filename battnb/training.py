@@ -74,7 +74,7 @@ def _optimiser(model, lr, weight_decay):
     if not params: raise ValueError("nothing to train: no parameter of the model requires a gradient")
     return torch.optim.AdamW([dict(params=[p for p in params if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)], lr=lr)
 
-# %% ../nbs/20_training.ipynb #c28703c7
+# %% ../nbs/20_training.ipynb #f352ef7a
 def fit(
     model:nn.Module, # trained in place; parameters with `requires_grad=False` stay as they are
     batches:Callable[[int], tuple], # step -> (input, *targets)
@@ -84,6 +84,7 @@ def fit(
     lr:float=1e-3, # peak learning rate of AdamW
     weight_decay:float=1e-2, # on matrices only
     clip:float=1., # largest norm of the gradient
+    ema:float|None=None, # decay of a running average of the weights, which then is what validation sees and the caller gets
     predict:Callable|None=None, # input -> pred; None calls the model
     valid:Callable[[nn.Module], float]|None=None, # lower is better; None keeps the last weights
     every:int=100, # steps between two looks (validation, checkpoint)
@@ -97,28 +98,38 @@ def fit(
 
     Raises `FloatingPointError` if the loss is not finite, `InputError` if the checkpoint is damaged or was written with other settings."""
     device, predict = pick_device(device), predict or model
-    settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, every=every, patience=patience, seed=seed)
+    settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, every=every, patience=patience, seed=seed)
     model.to(device).train()
     opt, hist, best, bad, first = _optimiser(model, lr, weight_decay), History(), None, 0, 0
+    mean = _average(model, ema)
     rng = torch.get_rng_state(); torch.manual_seed(seed)
     if ckpt and Path(ckpt).is_file():
         s = _load(ckpt, settings)
         model.load_state_dict(s['model']); opt.load_state_dict(s['opt']); torch.set_rng_state(s['rng'])
         hist, best, bad, first = History(**s['hist']), s['best'], s['bad'], s['step']
+        if mean: mean.load_state_dict(s['mean'])
     total, t0 = 0., time.perf_counter()
     for step in progress(range(first, steps if not hist.stopped else first), desc):
         for g in opt.param_groups: g['lr'] = lr*warm_cosine(step, steps)
         total += _step(model, predict, batches(step), loss, opt, clip, step, device)
+        if mean: mean.update_parameters(model)
         if (step+1) % every and step+1 < steps: continue
-        hist.rows.append(dict(step=step+1, loss=total/((step % every)+1), valid=_look(model, valid), lr=opt.param_groups[0]['lr'], seconds=time.perf_counter()-t0)); total = 0.
-        best, bad = _keep_best(model, hist, best, bad)
+        hist.rows.append(dict(step=step+1, loss=total/((step % every)+1), valid=_look(mean.module if mean else model, valid), lr=opt.param_groups[0]['lr'], seconds=time.perf_counter()-t0)); total = 0.
+        best, bad = _keep_best(mean.module if mean else model, hist, best, bad)
         if patience and bad >= patience: hist.stopped = f'stopped at step {step+1}: no new best for {bad} looks'
         elif step+1 == steps: hist.stopped = f'ended after {steps} steps'
-        if ckpt: _save(ckpt, settings=settings, model=model.state_dict(), opt=opt.state_dict(), rng=torch.get_rng_state(), hist=dataclasses.asdict(hist), best=best, bad=bad, step=step+1)
+        if ckpt: _save(ckpt, settings=settings, model=model.state_dict(), mean=mean and mean.state_dict(), opt=opt.state_dict(), rng=torch.get_rng_state(), hist=dataclasses.asdict(hist), best=best, bad=bad, step=step+1)
         if hist.stopped: break
+    if best is None and mean: best = mean.module.state_dict()
     if best is not None: model.load_state_dict(best)
     torch.set_rng_state(rng); model.eval()
     return hist
+
+def _average(model, ema):
+    "A running average of the weights whose memory grows from ten steps to 1/(1-ema)."
+    if ema is None: return None
+    from torch.optim.swa_utils import AveragedModel
+    return AveragedModel(model, avg_fn=lambda avg, new, n: avg + (new-avg)*(1 - min(ema, (1+n)/(10+n))))
 
 def _look(model, valid):
     if valid is None: return math.nan
