@@ -20,7 +20,10 @@ fi
 
 echo "battnb setup [1/3] $("$py" -V): making .venv"
 rm -f .venv/.ready
-"$py" -m venv .venv
+who='import sys; print(sys.base_prefix, sys.version)'
+# An environment of another Python, or a broken one, is made anew; ours is kept and brought up to date.
+[ "$(.venv/bin/python -c "import pip; $who" 2>/dev/null)" = "$("$py" -c "$who")" ] || rm -rf .venv
+"$py" -m venv .venv || fail "$py could not make a virtual environment." 'Debian, Ubuntu:  sudo apt-get install python3-venv'
 log=.venv/install.log
 
 echo "battnb setup [2/3] installing the pinned packages: about 2 minutes, longer where torch comes with CUDA"
