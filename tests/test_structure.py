@@ -1,6 +1,6 @@
 """The project's promises about itself: order of imports, notebooks and package in step, notebooks fit to be committed."""
-import ast, filecmp, json, re
-import nbformat, pytest, yaml
+import ast, filecmp, json, re, sys
+import nbformat, pytest
 from books import ALL, CHAPTERS, NBS, STUDIES, cells, code, directives, outputs_text, tree
 from conftest import ROOT
 
@@ -183,8 +183,11 @@ def test_every_constraint_is_exact():
     assert '+cpu' not in (ROOT/'constraints.txt').read_text().split('\n', 6)[6]
 
 
-def test_sidebar_lists_every_chapter():
-    text = (ROOT/'_quarto.yml').read_text()
-    missing = [p.name for p in CHAPTERS if f'nbs/{p.name}' not in text]
-    assert not missing, f'add to _quarto.yml: {missing}'
-    assert yaml.safe_load(text)['project']['output-dir'] == '_docs'
+def test_sidebar_groups_every_notebook():
+    sys.path.insert(0, str(ROOT/'tools'))
+    import docs
+    cfg = docs.site_config(ROOT)
+    listed = [p['href'] for p in docs.pages(cfg['website']['sidebar']['contents'])]
+    assert sorted(listed) == sorted(p.relative_to(ROOT).as_posix() for p in ALL) and listed[0] == 'nbs/index.ipynb'
+    assert 'More' not in [i.get('section') for i in cfg['website']['sidebar']['contents']], 'name it in _quarto.yml'
+    assert cfg['project']['output-dir'] == '_docs'

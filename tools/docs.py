@@ -36,7 +36,7 @@ def site_config(root):
         out = []
         for item in items:
             if isinstance(item, str) and '*' in item:
-                out += [p for f in sorted(root.glob(item)) for p in page(f.relative_to(root).as_posix())]
+                out += [p for f in sorted(root.glob(item)) if f.relative_to(root).as_posix() not in seen for p in page(f.relative_to(root).as_posix())]
             elif isinstance(item, dict) and 'section' in item:
                 sub = walk(item['contents'])
                 if sub: out.append({**item, 'contents': sub})
