@@ -57,7 +57,7 @@ lint: $(READY)
 TESTENV := OMP_NUM_THREADS=1 IN_TEST=1
 test: $(READY)
 	@echo 'battnb [1/3] notebooks and package in step?'
-	@$(TESTENV) $(BIN)/python -m pytest -q -p no:cacheprovider --durations=0 -x tests/test_structure.py -k in_step
+	@$(TESTENV) $(BIN)/python -m pytest -o addopts=-q -p no:cacheprovider -x tests/test_structure.py -k in_step
 	@echo 'battnb [2/3] every chapter, top to bottom'
 	@$(TESTENV) $(BIN)/nbdev_test --n_workers $(JOBS) --do_print
 	@echo 'battnb [3/3] studies with small parameters, the site in a browser, everything else'
@@ -66,7 +66,8 @@ test: $(READY)
 demo: $(READY)
 	@echo 'battnb [1/2] teacher, students, choice, firmware and report on the simulated fleet'
 	@$(BIN)/battnb run --out $(OUT)
-	@echo "battnb [2/2] done. Report: $$(pwd)/$(OUT)/report.html"
+	@echo 'battnb [2/2] done. Open in a browser:'
+	@find $(OUT) -maxdepth 1 -name '*.html' -exec sh -c 'echo "  $$(pwd)/$$1"' sh {} \;
 
 docs: $(READY)
 	@$(BIN)/python tools/docs.py
