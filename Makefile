@@ -67,7 +67,7 @@ demo: $(READY)
 	@echo 'battnb [1/2] teacher, students, choice, firmware and report on the simulated fleet'
 	@$(BIN)/battnb run --out $(OUT)
 	@echo 'battnb [2/2] done. Open in a browser:'
-	@find $(OUT) -maxdepth 1 -name '*.html' -exec sh -c 'echo "  $$(pwd)/$$1"' sh {} \;
+	@cd $(OUT) && for f in *.html; do echo "  $$(pwd)/$$f"; done
 
 docs: $(READY)
 	@$(BIN)/python tools/docs.py

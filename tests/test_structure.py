@@ -159,6 +159,13 @@ def test_readme_shows_the_two_commands_and_help_names_every_target(sh):
     for t in targets() - {'lint', 'help'}: assert f'make {t}' in help_text, f'make help does not explain {t}'
 
 
+def test_scripts_parse_and_setup_refuses_what_is_no_python(sh):
+    sh('bash', '-n', ROOT/'.ci'/'run'); sh('sh', '-n', ROOT/'tools'/'setup.sh')
+    r = sh('sh', ROOT/'tools'/'setup.sh', '/nonexistent/python', ok=False)
+    assert r.returncode == 1 and 'PY must be Python 3.11 or later, got: /nonexistent/python' in r.stderr
+    assert not r.stdout        # refused before anything was touched
+
+
 def test_readme_python_is_tested_on_the_home_page():
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(), flags=re.M | re.S)
     home = '\n\n'.join(c['source'].strip() for c in code(NBS/'index.ipynb'))
