@@ -193,13 +193,13 @@ def _balance(p, rounds=6): # sizes pos, neg, li so that the fresh cell delivers 
         scale = scale*p['start']/cap
     return p | {k: v*scale for k, v in shape.items()}
 
-# %% ../nbs/11_simulate.ipynb #323c6f6b
+# %% ../nbs/11_simulate.ipynb #d6d9159a
 def _rates(p, lost, temp_c, e, x_cc): # per cycle: d(sei^2), cyc, pl, lam_pos, lam_neg (Eq. 2); x_cc is the end of constant-current charge
     lli = lost['sei'] + lost['cyc'] + lost['pl']
     un, _ = _lookup(0, x_cc + p['c_chg']*e.lag_neg/e.neg)
     over = p['ohm_neg']*p['c_chg']*(1 + p['clog']*lli)/((1 - lost['lam_neg'])*_warmth('i0_neg', temp_c))
     push = np.exp(np.minimum((over - un)/.0514, 9.))
-    return (p['k_sei']**2*_warmth('sei', temp_c), p['a_cyc']*_warmth('cyc', temp_c)*p['c_chg']**.5, p['k_pl']*push/(1 + push/16),
+    return (p['k_sei']**2*_warmth('sei', temp_c), p['a_cyc']*_warmth('cyc', temp_c)*p['c_chg']**.5, p['k_pl']*push/(1 + push/p['pl_cap']),
             p['b_pos']*_warmth('lam_pos', temp_c)*p['c_dis']**.5, p['b_neg']*_warmth('lam_neg', temp_c)*p['c_chg']/(1 - lost['lam_neg'])**2)
 
 def _ambient(p, cycle): # degC at a cycle number, the seasons included
@@ -259,7 +259,7 @@ GROUPS = dict(
     SIM_LARGE=Group(('LFP', 'NMC', 'LFP', 'NMC', 'NCA', 'LCO'), (50., 63., 94., 105., 152., 202., 280.), 'large prismatic', (.3, 1.), (.3, 1.), (18., 22., 25., 28.), (1., 6.),
                     start=(.99, 1.04), pace=.75, cv=.6, noise=(4e-5, 3e-4), checkups=(0, 0, 100, 150), overhang=(.002, .012), rests=.002, max_cycles=2200))
 
-# %% ../nbs/11_simulate.ipynb #1e974760
+# %% ../nbs/11_simulate.ipynb #62bc7b2d
 def _draw(gen, n, g, spread=1.): # parameters of n cells of a group, arrays by name
     def between(lo_hi): return gen.uniform(*lo_hi, n)
     def shift(sd): return spread*sd*gen.standard_normal(n)
@@ -276,7 +276,7 @@ def _draw(gen, n, g, spread=1.): # parameters of n cells of a group, arrays by n
     p['x_full'], p['y_empty'], pace = p['x_full'] + shift(.012), p['y_empty'] + shift(.006), g.pace*log(.35)
     for k, sd in dict(k_sei=.25, a_cyc=.3, b_pos=.3, b_neg=.3, k_pl=.6).items(): p[k] = p[k]*log(sd)*(pace**.5 if k == 'k_sei' else pace)
     power = np.maximum(np.maximum(p['c_dis'], p['c_chg']), .5)
-    p |= dict(clog=p['clog']*log(.3), film=5*log(.3), ohm_neg=.05*log(.12)/np.maximum(p['c_chg'], .5)**.8, ohm=p['ohm']*log(.15)/power**.6)
+    p |= dict(clog=p['clog']*log(.3), film=5*log(.3), pl_cap=np.exp(between(np.log((10, 80)))), ohm_neg=.05*log(.12)/np.maximum(p['c_chg'], .5)**.8, ohm=p['ohm']*log(.15)/power**.6)
     return p | {k: p[k]/power**.8 for k in ('lag_pos', 'lag_neg')}
 
 # %% ../nbs/11_simulate.ipynb #c0e057a0
@@ -501,7 +501,7 @@ def simulate_prior(
         out.append(gen.permutation(_resample(h['cycle'], h['soh'], a, a + part*end, length)))
     return np.concatenate(out)
 
-# %% ../nbs/11_simulate.ipynb #76d2d6fb
+# %% ../nbs/11_simulate.ipynb #f8696833
 SHAPE_STATS = ('fade_pct_per_1000', 'half_loss', 'noise_pct', 'knee', 'knee_depth_pct', 'rises_per_1000', 'spikes_per_1000')
 
 def _shape(x): # the numbers of one curve, by name
@@ -509,10 +509,12 @@ def _shape(x): # the numbers of one curve, by name
     smooth = pd.Series(x).rolling(21, center=True, min_periods=1).median().to_numpy()
     lost, share, rough = smooth[0] - smooth, np.arange(n)/(n - 1), np.diff(x, 2)
     above = smooth - (smooth[0] - lost[-1]*share)
-    k = above.argmax()
+    k, noise = above.argmax(), np.median(np.abs(rough - np.median(rough)))/.6745/6**.5
+    level = pd.Series(x).rolling(5).median().to_numpy()[4:]
+    up = level[5:] - level[:-5] > max(.003, 6*noise)
     return dict(fade_pct_per_1000=1e5*lost[-1]/n/smooth[0], half_loss=share[(lost > lost[-1]/2).argmax()],
-                noise_pct=100*np.median(np.abs(rough - np.median(rough)))/.6745/6**.5, knee=share[k] if above[k] > .01 else np.nan,
-                knee_depth_pct=100*above[k], rises_per_1000=1e3*(np.diff(smooth) > .002).sum()/n, spikes_per_1000=1e3*(np.abs(x - smooth) > .01).sum()/n)
+                noise_pct=100*noise, knee=share[k] if above[k] > .01 else np.nan,
+                knee_depth_pct=100*above[k], rises_per_1000=1e3*(up[1:] & ~up[:-1]).sum()/n, spikes_per_1000=1e3*(np.abs(x - smooth) > .01).sum()/n)
 
 def curve_statistics(
     cells:Cells, # measured or simulated, one row per cycle
