@@ -207,7 +207,7 @@ def line_matrix(
     slope[-k:] = t/t.square().sum()
     return (torch.arange(1, hor + 1, dtype=torch.float64)[:, None]*slope).float()
 
-# %% ../nbs/50_liquid.ipynb #5da99ff5
+# %% ../nbs/50_liquid.ipynb #4c9deaa1
 @dataclass(frozen=True)
 class LiquidCfg:
     "Settings of a `LiquidForecaster`. Raises `ValueError` where they contradict each other."
@@ -220,6 +220,7 @@ class LiquidCfg:
     skip:bool = True # a linear path from context to horizon
     dt:float = 1. # elapsed time of one step
     tau_min:float = 1. # shortest possible time constant, in the unit of dt
+    tau_max:float|None = None # time constants start spread up to this; None: the time that the context spans
     line:int = 48 # the skip starts as a line through the last so many cycles; 0 starts at zero
     seed:int = 0 # of the initial weights
     def __post_init__(self):
@@ -227,14 +228,14 @@ class LiquidCfg:
         if self.patch < 1 or self.ctx % self.patch: raise ValueError(f"patch must divide ctx = {self.ctx}, got {self.patch}")
         if not self.gain > 0: raise ValueError(f"gain must be > 0, got {self.gain}")
 
-# %% ../nbs/50_liquid.ipynb #b3b63819
+# %% ../nbs/50_liquid.ipynb #ac14837e
 class LiquidForecaster(Forecaster, arch='liquid'):
     "A liquid layer that reads the context, a linear head and a linear skip (Eq. 7 above)."
     Cfg = LiquidCfg
     def __init__(self, cfg:LiquidCfg=LiquidCfg()):
         super().__init__(cfg)
         steps, layer = cfg.ctx//cfg.patch, dict(fused=FusedLTC, euler=EulerLTC)[cfg.cell]
-        self.cell = layer(cfg.units, cfg.patch, cfg.dt, cfg.tau_min, cfg.tau_min*max(steps*cfg.dt, 2.), torch_stream(cfg.seed, 'liquid'))
+        self.cell = layer(cfg.units, cfg.patch, cfg.dt, cfg.tau_min, cfg.tau_max or max(steps*cfg.dt, 2*cfg.tau_min), torch_stream(cfg.seed, 'liquid'))
         self.head = nn.Linear(cfg.units, cfg.hor)
         self.skip = nn.Linear(cfg.ctx, cfg.hor, bias=False) if cfg.skip else None
         with torch.no_grad():
@@ -244,6 +245,9 @@ class LiquidForecaster(Forecaster, arch='liquid'):
     def scaled(self, ctx:torch.Tensor)->torch.Tensor: # (batch, L) -> (batch, ctx) amplified distance to the last value, clipped at 8
         ctx = check_ctx(ctx, self.min_context)[:, -self.cfg.ctx:]
         return ((ctx - ctx[:, -1:])*self.cfg.gain).clamp(-8, 8)
+
+    def hidden(self, ctx:torch.Tensor)->torch.Tensor: # (batch, L) -> (batch, units), the last state
+        return self.states(self.scaled(ctx))[:, -1]
 
     def states(self, u:torch.Tensor, timespans:torch.Tensor|None=None)->torch.Tensor: # (batch, ctx) -> (batch, steps, units)
         return unroll(self.cell, u.unflatten(1, (-1, self.cfg.patch)), timespans)

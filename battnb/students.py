@@ -117,7 +117,7 @@ class PaiFilter(Student, arch='paifilter'):
         n = torch.arange(self.cfg.ctx)
         return self.filter.detach()[(n[:, None] - n) % self.cfg.ctx]/math.sqrt(self.cfg.ctx)
 
-# %% ../nbs/51_students.ipynb #8db3af80
+# %% ../nbs/51_students.ipynb #3cf700eb
 class _Exchange(nn.Module):
     "Information exchange block (Eq. 3 above): (batch, i, n) to (batch, o, n)."
     def __init__(self, i, m, o, n):
@@ -128,6 +128,7 @@ class _Exchange(nn.Module):
         q = self.second(tnf.leaky_relu(self.first(x.mT))).mT
         return self.out((q + self.across(q)).mT).mT
 
+# %% ../nbs/51_students.ipynb #37a229c2
 @dataclass(frozen=True)
 class LightTSCfg:
     "Settings of `LightTS`."
@@ -154,7 +155,7 @@ class LightTS(Student, arch='lightts'):
         return torch.cat([self.near_out(self.near(near))[..., 0], self.far_out(self.far(far))[..., 0]], 1)
     def decode(self, h, z): return self.last(h[..., None])[..., 0] + self.highway(z)
 
-# %% ../nbs/51_students.ipynb #c79fdd41
+# %% ../nbs/51_students.ipynb #be286e68
 class _Block(nn.Module):
     "Attention between signals and a feed-forward layer, each added and then normalised: (batch, signals, d) to the same."
     def __init__(self, d, ff, heads, dropout):
@@ -167,6 +168,7 @@ class _Block(nn.Module):
         h = self.norm1(h + self.drop(self.o(tnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))))
         return self.norm2(h + self.drop(self.down(tnf.gelu(self.up(h)))))
 
+# %% ../nbs/51_students.ipynb #c8a07007
 @dataclass(frozen=True)
 class ITransformerCfg:
     "Settings of `ITransformer`."
@@ -226,7 +228,7 @@ class MLP(Student, arch='mlp'):
     def encode(self, z): return self.layers(z)
     def decode(self, h, z): return self.out(h) if self.skip is None else self.out(h) + self.skip(z)
 
-# %% ../nbs/51_students.ipynb #5b18444a
+# %% ../nbs/51_students.ipynb #cfaef84a
 def extrapolators(
     ctx:int, # context length
     hor:int, # horizon
@@ -256,14 +258,15 @@ class GateCfg:
     knots:int = 4 # the gate is piecewise linear along the horizon, with so many corners
     norm:str = 'last' # scaling of what the gate looks at
     seed:int = 0 # of the initial weights
+    def __post_init__(self): object.__setattr__(self, 'fits', tuple(map(tuple, self.fits))) # lists, as JSON has them, are as good
 
-# %% ../nbs/51_students.ipynb #577d4b34
+# %% ../nbs/51_students.ipynb #9e59ff27
 class Gate(Student, arch='gate'):
     "A mixture of polynomial continuations, weighted by a small network that looks at the window and at their disagreement."
     Cfg = GateCfg
     def build(self, cfg):
         K = len(cfg.fits)
-        self.register_buffer('fits', extrapolators(cfg.ctx, cfg.hor, tuple(map(tuple, cfg.fits))), persistent=False)
+        self.register_buffer('fits', extrapolators(cfg.ctx, cfg.hor, cfg.fits), persistent=False)
         at = torch.linspace(0, cfg.knots - 1, cfg.hor)
         self.register_buffer('hats', (1 - (at[:, None] - torch.arange(cfg.knots)).abs()).clamp(min=0), persistent=False)   # (hor, knots)
         self.look, self.inner, self.out = nn.Linear(cfg.ctx + K, cfg.width), nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, K*cfg.knots)
