@@ -7,8 +7,15 @@ extern int16_t board_ctx[LIQUID_CTX], board_soh[LIQUID_HOR];
 liquid_work board_work;
 int16_t board_ctx[LIQUID_CTX], board_soh[LIQUID_HOR];
 int main(void);
+void board_done(int status);
 
 #ifndef BOARD_SEMIHOSTING
+void board_done(int status)
+{
+    (void)status;
+    for (;;) __asm__ volatile("nop");
+}
+
 int main(void)
 {
     liquid_forecast(&board_work, board_ctx, board_soh);
@@ -20,7 +27,6 @@ int main(void)
 #define TIMER_RELOAD (*(volatile uint32_t *)0x40000008u)
 
 typedef void (*forecaster)(liquid_work *, const int16_t *, int16_t *);
-void board_done(int status);
 
 static int32_t host(int32_t call, const void *arg)
 {

@@ -158,7 +158,7 @@ LIQUID_INLINE int16_t advance(int32_t acc, const liquid_unit *unit, int32_t s)
     return (int16_t)((int32_t)((num + (den >> 1)) / den) - 32768);
 #else
     const int32_t pull = (int32_t)unit->pull - 32768;
-    return (int16_t)sat16(s + (((int32_t)g * (pull - s) - (int32_t)unit->leak * s + (1 << (LIQUID_STEP_BITS - 1))) >> LIQUID_STEP_BITS));
+    return (int16_t)sat16(s + (((int32_t)g * (pull - s) - (int32_t)unit->leak * s + 16384) >> 15));
 #endif
 }
 
