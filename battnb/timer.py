@@ -215,7 +215,7 @@ def evidence(
         parts += [torch.asinh(2*err.mean(-1)), torch.log(err.abs().mean(-1) + 1e-3)]
     return torch.cat(parts, 1)
 
-# %% ../nbs/30_timer.ipynb #3cb7a763
+# %% ../nbs/30_timer.ipynb #c5681c03
 @dataclass(frozen=True)
 class BatteryTimerCfg:
     "Sizes of `BatteryTimer`; the trunk's fields are those of `TimerCfg`."
@@ -229,6 +229,7 @@ class BatteryTimerCfg:
     least:int = 24        # shortest context that is accepted, cycles
     knots:int = 12        # points along the horizon at which the head decides
     floor:float = 2e-5    # smallest scale, in SOH
+    trunk:bool = True     # False leaves the evidence alone: the ablation without Timer
     levels:tuple = (.025, .1, .25, .5, .75, .9, .975) # quantiles; the middle one is the forecast
 
 def _interpolation(hor, knots): # (H, knots): linear interpolation between knots
@@ -254,7 +255,7 @@ class BatteryTimer(Forecaster, arch='battery-timer'):
     @property
     def min_context(self): return self.cfg.least
 
-# %% ../nbs/30_timer.ipynb #7648b258
+# %% ../nbs/30_timer.ipynb #9cd7821a
 @patch
 def scale(self:BatteryTimer,
     ctx:torch.Tensor, # (batch, L)
@@ -273,7 +274,7 @@ def relative(self:BatteryTimer,
     z = (ctx - ctx[:, -1:])/s
     length = torch.full_like(s, math.log(z.shape[1]/96))
     jitter = torch.log(z[:, -96:].diff(dim=1).abs().mean(1, keepdim=True) + 1e-4)
-    token = self.timer.hidden(torch.asinh(z))[:, -1]
+    token = self.timer.hidden(torch.asinh(z))[:, -1] if c.trunk else z.new_zeros(b, c.d)
     h = self.mix(self.read(token) + self.judge(torch.cat([evidence(z), torch.log(s), jitter, length], 1)))
     lines = (z @ candidates(z.shape[1], c.hor).flatten(0, 1).T).unflatten(1, (N_CANDIDATES, c.hor+1))
     both = torch.cat([lines[..., 1:], lines[..., 1:] - lines[..., :1]], 1)               # plain and anchored
