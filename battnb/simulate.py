@@ -161,7 +161,7 @@ def sources()->pd.DataFrame: # `parameter, source`
         ('form of the overhang', 'Lewerenz et al. 2018, J. Energy Storage 18, 149, reduced to one exponential'),
         ('k_sei, a_cyc, b_pos, b_neg, k_pl, clog and all spreads', 'our choice: statistics of the public sets, see the study on fleet and reality')], columns=['parameter', 'source'])
 
-# %% ../nbs/11_simulate.ipynb #e9298305
+# %% ../nbs/11_simulate.ipynb #7e18a91c
 _LOSSES = ('sei', 'cyc', 'pl', 'lam_pos', 'lam_neg')
 
 def _unaged(like): return {k: np.zeros_like(like) for k in _LOSSES}
@@ -177,7 +177,7 @@ def _discharge(p, e, guess=(None, None), steps=14): # x at the end of charge, x 
     empty = solve_x(e, p['v_min'], -p['c_dis'], guess[1], steps)
     return full, empty, e.neg*(full - empty)
 
-def _balance(p, rounds=6): # sizes pos, neg, li so that the fresh cell delivers `start` at its own rates and 25 degC
+def _balance(p, rounds=12): # sizes pos, neg, li so that the fresh cell delivers `start` at its own rates and 25 degC
     row, sto = p['row'], np.linspace(0, 1, 4001)
     y_full, x_empty = np.empty_like(p['x_full']), np.empty_like(p['x_full'])
     for r in np.unique(row):
