@@ -30,7 +30,7 @@ def health(
     if not nominal > 0: raise InputError(f'cell {cell_id}: nominal capacity is not known, so SOH cannot be stated against it')
     return cells.rows(cell_id)['cap_ah'].to_numpy(float)/nominal
 
-# %% ../nbs/14_labels.ipynb #9c19e603
+# %% ../nbs/14_labels.ipynb #d2a6949e
 def crossing(
     soh:np.ndarray, # (n_rows,) fraction of the reference, in cycle order
     eol:float=.8, # threshold
@@ -43,9 +43,9 @@ def crossing(
     if runs.any(): return int(runs.argmax()), ''
     tail = len(below) - (np.flatnonzero(~below)[-1] + 1 if (~below).any() else 0)
     if tail: return None, f'record ends {tail} row{"s" if tail > 1 else ""} below {eol:g}, {sustain} are needed'
-    return None, f'record ends at {soh[-1]:.3f}, above {eol:g}' + (f'; {below.sum()} row{"s" if below.sum() > 1 else ""} below were not sustained' if below.any() else '')
+    return None, f'record ends at {soh[-1]:.4f}, above {eol:g}' + (f'; {below.sum()} row{"s" if below.sum() > 1 else ""} below were not sustained' if below.any() else '')
 
-# %% ../nbs/14_labels.ipynb #cd4979c3
+# %% ../nbs/14_labels.ipynb #5dffd49e
 LIFE_COLS = ['cell_id', 'cutoff', 'eol_cycle', 'rul', 'lo', 'hi', 'censored', 'reason']
 
 def life_table(
@@ -53,6 +53,7 @@ def life_table(
     eol:float=.8, # threshold, fraction of the reference
     reference:str='stated', # 'stated', 'initial' or 'nominal', see `health`
     sustain:int|None=None, # rows in a row below the threshold; None: 3 where there is a row for every cycle or two, else 1
+    slack:float=0., # a record that stops this little above the threshold counts as crossing at its last row
     cutoff:int|None=None, # cycle from which the remaining life counts; None: the first recorded one
 )->pd.DataFrame: # columns `LIFE_COLS`, one row a cell, cycles as recorded; plus `eol` and `reference`
     """Observed end of life of each cell, or the reason why there is none. No life is extrapolated or padded.
@@ -60,16 +61,19 @@ def life_table(
     Raises `ValueError` unless `0 < eol < 1.5` and `sustain` is at least 1."""
     if not 0 < eol < 1.5: raise ValueError(f'eol must be a fraction in (0, 1.5), got {eol}')
     if sustain is not None and sustain < 1: raise ValueError(f'sustain must be >= 1, got {sustain}')
-    rows = [_life(cells, i, eol, reference, sustain, cutoff) for i in cells.ids]
+    rows = [_life(cells, i, eol, reference, sustain, slack, cutoff) for i in cells.ids]
     return pd.DataFrame(rows, columns=LIFE_COLS).assign(eol=eol, reference=reference)
 
-def _life(cells:Cells, i:str, eol:float, reference:str, sustain:int|None, cutoff:int|None)->tuple:
+def _life(cells:Cells, i:str, eol:float, reference:str, sustain:int|None, slack:float, cutoff:int|None)->tuple:
     soh, cycle = health(cells, i, reference), cells.cycle(i)
     sparse = len(cycle) > 1 and np.median(np.diff(cycle)) > 2
     at, reason = crossing(soh, eol, sustain or (1 if sparse else 3))
     if at is not None and sustain is None and sparse and (soh[at:] > eol).any():
         at, reason = crossing(soh, eol, 3)                                  # a check-up that was taken back
     start = int(cycle[0] if cutoff is None else cutoff)
+    last = float(cycle[-1])
+    if at is None and slack and soh[-1] <= eol + slack and not reason.startswith('starts'):
+        return (i, start, last, last - start, last, np.nan, False, f'record stops at {soh[-1]:.4f}, within {slack:g} of the threshold')
     if at is None:
         left = reason.startswith('starts')
         return (i, start, np.nan, np.nan, np.nan if left else float(cycle[soh > eol].max(initial=cycle[0])), float(cycle[0]) if left else np.nan, True, reason)
@@ -135,7 +139,7 @@ def knee_table(
     "The knee of every cell, with its interval, or the reason why there is none."
     return pd.DataFrame([dict(cell_id=i) | knee(cells.cycle(i), health(cells, i, reference), **kwargs) for i in cells.ids])
 
-# %% ../nbs/14_labels.ipynb #031cace0
+# %% ../nbs/14_labels.ipynb #32c0a3f1
 def _trailing(cells:Cells, values:pd.Series, window:int)->tuple[pd.Series, pd.Series]: # expected value and scatter from the rows before
     ids = cells.cycles['cell_id']
     def roll(s, what='median'): return getattr(s.groupby(ids, sort=False).rolling(window, min_periods=3), what)().reset_index(level=0, drop=True).reindex(values.index)
@@ -143,13 +147,13 @@ def _trailing(cells:Cells, values:pd.Series, window:int)->tuple[pd.Series, pd.Se
     past, step = by.shift(1), by.shift(1) - by.shift(2)
     slope, lag = roll(step), (roll(past, 'count') + 1)/2                    # the median of n rows lies (n + 1)/2 rows back
     scatter = 1.4826*roll((step - slope).abs())/2**.5
-    return roll(past) + slope*lag, scatter
+    return roll(past) + slope*lag, scatter + (slope*lag).abs()/4            # where fade is steep, more is allowed
 
 def mark_outliers(
     cells:Cells, # any set
     window:int=9, # rows before the current one that it is compared with
     k:float=6., # how many times their scatter is too far
-    tol:float=.01, # and how far at least, as a fraction of the reference
+    tol:float=.02, # and how far at least, as a fraction of the reference
 )->tuple[Cells, pd.DataFrame]: # the set with column `outlier_flag`; table of what was marked
     "Rows that the rows before them do not explain. Nothing is removed; a row is judged by its past alone."
     soh = cells.cycles['soh'].astype(float)
