@@ -1,0 +1,308 @@
+"""Intervals: promises checked where the truth is known, limit cases, files, and bad input."""
+import json, math, warnings
+import numpy as np, pandas as pd, pytest, torch
+from statistics import NormalDist
+from battnb.core import InputError, stream
+from battnb.uncertainty import (UNITS, Adaptive, Conformal, calibrate, cellwise_quantile, coverage, crossing, crps, difficulty,
+                                eol_interval, interval_score, max_level, min_cells, pinball)
+
+H, Q = 12, (.025, .1, .25, .5, .75, .9, .975)
+Z = np.array([NormalDist().inv_cdf(q) for q in Q])
+
+def toy(gen, n, scale=1.):
+    "Errors (windows, H) of n cells of different restlessness, correlated in time and within a cell; restless cells give fewer windows."
+    rest = scale*np.exp(.5*gen.normal(size=n))
+    cell = np.repeat(np.arange(n), np.clip(8*scale/rest, 1, 25).astype(int))
+    walk = gen.normal(size=(len(cell), H)).cumsum(1) + gen.normal(size=n)[cell, None]*np.arange(1, H+1)**.5
+    return rest[cell, None]*walk/H**.5, cell
+
+def per_cell(ok, cell): return pd.Series(np.asarray(ok, float)).groupby(cell).mean()
+
+
+# ---------------------------------------------------------------- the promise
+@pytest.fixture(scope='module')
+def simulated():
+    gen, rows, n = stream(7, 'promise'), [], 24
+    for _ in range(250):
+        (err, cell), (new, whose) = toy(gen, n), toy(gen, 12)
+        conf = calibrate(np.zeros_like(err), err, cell, (.8, .95))
+        pooled = np.quantile(np.abs(err), .8, axis=0)
+        for lv in (.8, .95):
+            for unit in UNITS:
+                lo, hi = conf.bands(np.zeros_like(new), (lv,), unit)[lv]
+                rows.append(dict(level=lv, unit=unit) | coverage(lo, hi, new, whose).to_dict())
+        rows.append(dict(level=.8, unit='pooled') | coverage(-pooled + 0*new, pooled + 0*new, new, whose).to_dict())
+    t = pd.DataFrame(rows).groupby(['level', 'unit'])
+    return t.mean(), t.sem(), n
+
+@pytest.mark.parametrize('level', (.8, .95))
+@pytest.mark.parametrize('unit,what', [('point', 'points'), ('curve', 'curves'), ('cell', 'cells'), ('row', 'rows')])
+def test_coverage_of_new_cells(simulated, level, unit, what):
+    mean, sem, n = simulated
+    got, noise = mean.loc[(level, unit), what], sem.loc[(level, unit), what]
+    slack = .015 if unit == 'row' else .005               # the row unit is exact only in the limit; the ruler is measured on the cells
+    assert level - 3*noise - slack <= got <= level + 1/(n+1) + 3*noise + .01, (got, noise)
+
+def test_pooling_rows_covers_too_little(simulated):
+    mean, _, _ = simulated
+    assert mean.loc[(.8, 'pooled'), 'curves'] < .65 and mean.loc[(.8, 'pooled'), 'points'] < .78
+
+def test_cell_unit_is_the_exact_split_conformal_rank():
+    "With one score a cell and no ties coverage is k/(n+1) exactly: within binomial bounds over many new cells."
+    gen, n, hits = stream(1, 'rank'), 19, 0
+    for _ in range(2000):
+        s = gen.exponential(size=n+1)
+        hits += s[-1] <= cellwise_quantile(s[:-1], np.arange(n), [.9])[0]
+    expect = math.ceil(.9*20)/20
+    assert abs(hits/2000 - expect) < 4*(expect*(1-expect)/2000)**.5
+
+
+# ---------------------------------------------------------------- limit cases
+def test_cellwise_quantile_by_hand():
+    assert cellwise_quantile([3., 1, 2], ['a', 'b', 'c'], [.5]).tolist() == [2]
+    assert cellwise_quantile([3., 1, 2], ['a', 'b', 'c'], [.76]).tolist() == [np.inf]
+    assert cellwise_quantile([[1, np.nan], [9, 9]], ['a', 'b'], [.3]).tolist() == [1]        # NaN leaves no trace in the count
+    with pytest.raises(ValueError, match='at least one known score'): cellwise_quantile([np.nan], ['a'], [.5])
+
+def test_radius_grows_with_level_and_unit():
+    err, cell = toy(stream(2, 'grow'), 40)
+    conf = calibrate(np.zeros_like(err), err, cell)
+    for u in UNITS: assert (np.diff(np.nan_to_num(conf.radius[u][''], posinf=1e9)) >= 0).all()
+    for lv in (.5, .8, .95): assert conf.at(lv, 'point') <= conf.at(lv, 'curve') <= conf.at(lv, 'cell')
+
+def test_scale_of_the_errors_only_scales_the_bands():
+    err, cell = toy(stream(3, 'scale'), 30)
+    one, ten = (calibrate(np.zeros_like(err), k*err, cell) for k in (1, 10))
+    np.testing.assert_allclose(ten.half_widths(.8), 10*one.half_widths(.8), rtol=1e-9)
+
+def test_repeating_every_window_of_a_cell_changes_nothing_but_rows():
+    err, cell = toy(stream(4, 'repeat'), 20)
+    times = np.where(cell == 3, 9, 1)
+    a, b = calibrate(0*err, err, cell, ruler=np.ones(H)), calibrate(0*err.repeat(times, 0), err.repeat(times, 0), cell.repeat(times), ruler=np.ones(H))
+    for u in ('point', 'curve', 'cell'): np.testing.assert_array_equal(a.radius[u][''], b.radius[u][''])
+    assert not np.array_equal(a.radius['row'][''], b.radius['row'][''])
+
+def test_unknown_future_is_left_out():
+    err, cell = toy(stream(5, 'nan'), 20)
+    extra = np.full((3, H), np.nan)
+    a = calibrate(0*err, err, cell)
+    b = calibrate(np.zeros((len(err)+3, H)), np.concatenate([err, extra]), np.append(cell, [0, 1, 99]))
+    assert b.at(.8, 'curve') == a.at(.8, 'curve') and b.at(.8) == pytest.approx(a.at(.8))
+
+def test_horizon_shorter_than_calibrated_and_longer():
+    err, cell = toy(stream(6, 'short'), 20)
+    conf = calibrate(0*err, err, cell)
+    np.testing.assert_array_equal(conf.bands(np.zeros((2, 5)))[.8][1], conf.bands(np.zeros((2, H)))[.8][1][:, :5])
+    with pytest.raises(ValueError, match=r'got \(2, 13\)'): conf.bands(np.zeros((2, H+1)))
+
+def test_quantile_model_keeps_its_own_widening_and_asymmetry():
+    gen = stream(8, 'quantiles')
+    width = .01*np.arange(1, H+1)
+    q = .9 + width[:, None]*np.where(Z > 0, Z, 3*Z)                      # lower side three times as wide
+    y = .9 + width*(lambda z: np.where(z > 0, z, 3*z))(gen.normal(size=(3000, H)))*2     # truth twice as wide
+    conf = calibrate(np.broadcast_to(q, (3000, H, 7)), y, np.arange(3000), qlevels=Q)
+    assert conf.at(.8)/NormalDist().inv_cdf(.9) == pytest.approx(2, abs=.05)
+    lo, hi = conf.bands(q[None], (.8,))[.8]
+    np.testing.assert_allclose((.9-lo)/(hi-.9), 3, rtol=1e-6)
+    np.testing.assert_allclose((hi-lo)[0]/(hi-lo)[0, 0], np.arange(1, H+1), rtol=1e-6)
+
+def test_constant_collapsed_and_crossing_quantiles_survive():
+    q = np.full((30, H, 7), .9); q[::2] = q[::2]*np.linspace(1.01, .99, 7)
+    y = .9 + .001*stream(9, 'y').normal(size=(30, H))
+    conf = calibrate(q, y, np.arange(30), qlevels=Q)
+    lo, hi = conf.bands(q)[.95]
+    assert np.isfinite(lo).all() and (lo < hi).all() and ((y >= lo) & (y <= hi)).mean() > .9
+
+def test_torch_and_numpy_agree():
+    err, cell = toy(stream(10, 'torch'), 20)
+    a, b = calibrate(0*err, err, cell), calibrate(torch.zeros(err.shape), torch.from_numpy(err), cell)
+    assert a.at(.8) == b.at(.8)
+    np.testing.assert_array_equal(b.bands(torch.zeros(2, H))[.8][0], a.bands(np.zeros((2, H)))[.8][0])
+
+def test_difficulty_by_window():
+    ctx = torch.cat([1 - 1e-4*torch.arange(96.)[None], 1 - 2e-5*torch.arange(96.)[None]**2])
+    d = difficulty(ctx, H)
+    assert d.shape == (2, H) and d[1, -1] > 10*d[0, -1] and difficulty(ctx[:, :24], H).shape == (2, H)
+    err, cell = toy(stream(11, 'difficulty'), 30)
+    own = np.abs(stream(11, 'own').normal(size=(len(err), 1))) + np.ones(H)
+    conf = calibrate(0*err, own*err, cell, ruler=own)
+    plain = calibrate(0*err, err, cell, ruler=np.ones(H))
+    assert conf.at(.8, 'curve') == pytest.approx(plain.at(.8, 'curve'))            # errors and rulers scaled alike
+    with pytest.raises(ValueError, match='pass ruler='): conf.bands(np.zeros((2, H)))
+    with pytest.raises(ValueError, match='a ruler for each window'): conf.half_widths(.8)
+
+
+# ---------------------------------------------------------------- too few cells
+@pytest.mark.parametrize('level', (.5, .8, .9, .95, .99))
+def test_min_cells_is_the_inverse_of_max_level(level):
+    n = min_cells(level)
+    assert max_level(n) >= level - 1e-12 and (n == 1 or max_level(n-1) < level)
+    s = np.arange(1, 300)
+    assert np.isfinite(cellwise_quantile(s[:n], s[:n], [level])[0]) and np.isinf(cellwise_quantile(s[:n-1], s[:n-1], [level])[0] if n > 1 else np.inf)
+
+def test_too_few_cells_says_so():
+    err, cell = toy(stream(12, 'few'), 12)
+    with pytest.raises(InputError, match='level 0.95 needs at least 19 calibration cells, got 12: the highest level that they support is 0.92'): calibrate(0*err, err, cell)
+    with pytest.warns(UserWarning, match='above it bands are infinite'): conf = calibrate(0*err, err, cell, few='warn')
+    lo, hi = conf.bands(np.zeros((1, H)))[.95]
+    assert np.isneginf(lo).all() and np.isposinf(hi).all() and np.isfinite(conf.bands(np.zeros((1, H)))[.8][0]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error'); calibrate(0*err, err, cell, (.8, .9))
+
+def test_bad_input_names_the_rule_and_the_value():
+    err, cell = toy(stream(13, 'bad'), 20)
+    with pytest.raises(ValueError, match='must agree'): calibrate(0*err, err[:-1], cell)
+    with pytest.raises(ValueError, match='contain 0.5'): calibrate(np.zeros((*err.shape, 2)), err, cell, qlevels=(.1, .9))
+    with pytest.raises(ValueError, match="few must be 'raise' or 'warn', got 'no'"): calibrate(0*err, err, cell, few='no')
+    with pytest.raises(ValueError, match='belong to one group'): calibrate(0*err, err, cell, group=np.arange(len(cell)).astype(str))
+    conf = calibrate(0*err, err, cell)
+    for call, msg in ((lambda: conf.at(80), 'got 80'), (lambda: conf.at(.8, 'week'), "got 'week'"), (lambda: conf.at(.8, group='NMC'), "got 'NMC'"), (lambda: min_cells(0), 'got 0'),
+                      (lambda: Adaptive(conf, gamma=0), 'got 0'), (lambda: Adaptive(conf, unit='cell'), "got 'cell'"), (lambda: crossing(np.ones((1, 3)), hold=0), 'got 0')):
+        with pytest.raises(ValueError, match=msg): call()
+
+
+# ---------------------------------------------------------------- groups
+def grouped(gen, loud, quiet):
+    (a, ca), (b, cb) = toy(gen, loud), toy(gen, quiet, .25)
+    return np.concatenate([a, b]), np.concatenate([ca, 1000+cb]), np.repeat(['loud', 'quiet'], [len(a), len(b)])
+
+def test_group_radius_lies_between_own_and_pooled():
+    err, cell, g = grouped(stream(14, 'between'), 60, 40)
+    r = {k: calibrate(0*err, err, cell, (.8,), ruler=np.ones(H), group=g, shrink=k).at(.8, 'point', 'quiet') for k in (0, 5, 20, 1e9)}
+    everyone = calibrate(0*err, err, cell, (.8,), ruler=np.ones(H)).at(.8)
+    alone = calibrate(0*err[g == 'quiet'], err[g == 'quiet'], cell[g == 'quiet'], (.8,), ruler=np.ones(H)).at(.8)
+    assert r[0] == alone and r[1e9] == everyone and r[0] < r[5] < r[20] < r[1e9]
+
+def test_small_group_borrows_and_large_group_speaks():
+    gen, ratio = stream(15, 'borrow'), {}
+    for n in (2, 200):
+        err, cell, g = grouped(gen, 60, n)
+        conf = calibrate(0*err, err, cell, (.8,), ruler=np.ones(H), group=g, shrink=20)
+        alone = cellwise_quantile(np.abs(err[g == 'quiet']), cell[g == 'quiet'], [.8])[0]
+        ratio[n] = conf.at(.8, 'point', 'quiet')/conf.at(.8), conf.at(.8, 'point', 'quiet')/alone
+    assert ratio[2][0] > .8 and np.isfinite(ratio[2][0]) and ratio[200][1] < 1.4
+
+def test_own_group_alone_needs_enough_cells():
+    err, cell, g = grouped(stream(16, 'alone'), 60, 3)
+    with pytest.raises(InputError, match="got 3 of group 'quiet'"): calibrate(0*err, err, cell, (.8,), group=g, shrink=0)
+    calibrate(0*err, err, cell, (.8,), group=g, shrink=20)
+
+def test_group_coverage_in_simulation():
+    gen, got = stream(17, 'groups'), []
+    for _ in range(150):
+        err, cell, g = grouped(gen, 40, 25)
+        new, whose = toy(gen, 10, .25)
+        conf = calibrate(0*err, err, cell, (.8,), ruler=np.ones(H), group=g, shrink=0)
+        got.append(per_cell((np.abs(new) <= conf.at(.8, 'curve', 'quiet')).all(1), whose).mean())
+    assert .8 - 3*np.std(got)/150**.5 <= np.mean(got) <= .8 + 1/26 + 3*np.std(got)/150**.5
+
+def test_bands_by_group_of_each_window():
+    err, cell, g = grouped(stream(18, 'rows'), 40, 30)
+    conf = calibrate(0*err, err, cell, (.8,), group=g)
+    both = conf.bands(np.zeros((2, H)), (.8,), group=np.array(['quiet', 'loud']))[.8][1]
+    for i, name in enumerate(('quiet', 'loud')): np.testing.assert_array_equal(both[i], conf.bands(np.zeros((1, H)), (.8,), group=name)[.8][1][0])
+    assert (both[0] < both[1]).all() and conf.groups == ['loud', 'quiet']
+
+
+# ---------------------------------------------------------------- online
+@pytest.mark.parametrize('unit', ('point', 'curve'))
+def test_adaptive_recovers_after_a_shift(unit):
+    gen = stream(19, 'shift')
+    err, cell = toy(gen, 60)
+    conf = calibrate(0*err, err, cell)
+    y = gen.normal(size=(1200, H)).cumsum(1)/H**.5*np.where(np.arange(1200) < 400, 1, 5)[:, None]
+    live = Adaptive(conf, .8, unit)
+    missed = [live.update(np.zeros((1, H)), v[None]) for v in y]
+    lo, hi = conf.bands(np.zeros_like(y), (.8,), unit)[.8]
+    ok = (y >= lo) & (y <= hi)
+    static = (ok.all(1) if unit == 'curve' else ok.mean(1))[600:].mean()
+    assert static < .6 and abs(1 - np.mean(missed[600:]) - .8) < .03
+    assert np.mean(missed) == pytest.approx(.2 + (.2-live.alpha)/(.05*1200), abs=1e-9)       # Eq. 4, summed
+
+def test_adaptive_radius_is_monotone_continuous_and_finite():
+    err, cell = toy(stream(20, 'radius'), 20)
+    conf = calibrate(0*err, err, cell)
+    alphas = np.linspace(1.1, -.4, 400)
+    r = np.array([Adaptive(conf, .8, alpha=a).radius for a in alphas])
+    assert (np.diff(r) >= -1e-12).all() and np.isfinite(r).all() and r[0] == 0 and r[-1] > 5*conf.at(.95)
+    assert Adaptive(conf, .8).radius == pytest.approx(conf.at(.8))
+
+def test_adaptive_ignores_what_has_not_come():
+    err, cell = toy(stream(21, 'later'), 20)
+    live = Adaptive(calibrate(0*err, err, cell))
+    assert math.isnan(live.update(np.zeros((2, H)), np.full((2, H), np.nan))) and live.alpha == pytest.approx(.2)
+    part = np.full((1, H), np.nan); part[0, 0] = 1e9
+    assert live.update(np.zeros((1, H)), part) == 1 and live.alpha == pytest.approx(.2 - .05*.8)
+
+
+# ---------------------------------------------------------------- files
+@pytest.mark.parametrize('kind', ('point', 'quantile', 'window'))
+def test_json_round_trip(tmp_path, kind):
+    err, cell = toy(stream(22, 'json'), 12)
+    pred = .9 + .01*np.broadcast_to(Z, (*err.shape, 7)) if kind == 'quantile' else np.full(err.shape, .9)
+    ruler = np.ones(err.shape) if kind == 'window' else None
+    with pytest.warns(UserWarning): conf = calibrate(pred, .9+.01*err, cell, qlevels=Q if kind == 'quantile' else None, ruler=ruler, few='warn', group=np.where(cell < 6, 'a', 'b'), note=dict(model='x', ß='ü'))
+    path = conf.to_json(tmp_path/'conformal.json')
+    back = Conformal.from_json(path)
+    assert (back.cells, back.ruler, back.qlevels, back.note, back.groups) == (conf.cells, conf.ruler, conf.qlevels, conf.note, ['a', 'b'])
+    json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(f'{c} is not JSON'))
+    for lv in (.8, .95):
+        for a, b in zip(conf.bands(pred, (lv,), 'curve', 'a', ruler=ruler)[lv], back.bands(pred, (lv,), 'curve', 'a', ruler=ruler)[lv]): np.testing.assert_array_equal(a, b)
+    assert path.stat().st_size < 60_000
+
+@pytest.mark.parametrize('text', ('', '{', '[]', '{}', '{"format": "battnb-conformal-1"}', '{"format": "other"}', 'null'))
+def test_not_a_calibration(tmp_path, text):
+    (tmp_path/'conformal.json').write_text(text)
+    with pytest.raises(InputError, match='conformal.json is not a calibration'): Conformal.from_json(tmp_path/'conformal.json')
+    with pytest.raises(InputError, match='missing.json'): Conformal.from_json(tmp_path/'missing.json')
+
+
+# ---------------------------------------------------------------- end of life
+def test_eol_interval_is_monotone_for_any_curves():
+    gen = stream(23, 'eol')
+    mid = .82 + .02*gen.normal(size=(500, 40)).cumsum(1)/5
+    lo, hi = mid - gen.uniform(0, .03, mid.shape), mid + gen.uniform(0, .03, mid.shape)
+    y = gen.uniform(lo, hi)
+    t = eol_interval(mid, lo, hi, np.full(500, 100), hold=3)
+    true = np.where(crossing(y, hold=3) < 40, 101 + crossing(y, hold=3), np.inf)
+    assert (t.lo <= true).all() and (true <= t.hi).all() and (t.lo <= t.eol_cycle.fillna(np.inf)).all() and (t.eol_cycle.fillna(-1) <= t.hi).all()
+    assert 0 < t.censored.mean() < 1 and (t.hi.map(np.isinf) == t.censored).all() and (t.reason == '').eq(~t.censored).all()
+
+def test_eol_censoring_step_and_cut_runs():
+    line = (.9 - .01*np.arange(1, 21))[None]
+    t = eol_interval(line, line-.02, line+.02, np.array([1000]), step=10, eol=.795)
+    assert t.iloc[0][['eol_cycle', 'rul', 'lo', 'hi', 'censored']].tolist() == [1110, 110, 1090, 1130, False]
+    t = eol_interval(line[:, :9], line[:, :9]-.02, line[:, :9]+.02, np.array([1000]), step=10, eol=.795, hold=3)
+    assert math.isnan(t.eol_cycle[0]) and t.lo[0] == 1090 and t.hi[0] == np.inf and t.censored[0]      # the lower run is cut off by the horizon and counts
+    t = eol_interval(line[:, :5], line[:, :5]-.02, line[:, :5]+.02, np.array([1000]), step=10, eol=.795)
+    assert t.lo[0] == 1060 and t.reason[0].startswith('lower bound stays above 0.795 for 50 cycles')
+    flat = np.full((1, 5), .9)
+    assert np.isinf(eol_interval(flat, flat-np.inf, flat+np.inf, np.array([3])).hi[0])                 # infinite bands are open, not an error
+
+def test_crossing():
+    assert crossing(np.array([[.9, .7, .7, .9, .7, .7, .7]]), .8, 3).tolist() == [4]
+    assert crossing(np.array([[.9, .7, .7]]), .8, 3).tolist() == [3] and crossing(np.array([[.9, .7, .7]]), .8, 3, ragged=True).tolist() == [1]
+    assert crossing(np.array([.7, .7]), .8, 1).tolist() == [0]
+
+
+# ---------------------------------------------------------------- scores
+def test_scores_against_closed_forms():
+    gen = stream(24, 'scores')
+    many = (np.arange(999)+.5)/999
+    q = np.array([NormalDist().inv_cdf(p) for p in many])[None, None]
+    y = gen.normal(size=(200, 1))
+    nd = NormalDist()
+    exact = np.mean([v*(2*nd.cdf(v)-1) + 2*nd.pdf(v) - 1/math.pi**.5 for v in y[:, 0]])
+    assert crps(np.broadcast_to(q, (200, 1, 999)), y, many) == pytest.approx(exact, abs=3e-3)
+    assert crps(np.broadcast_to(y[..., None], (200, 1, 7)), y, Q) == 0
+    a = pinball(np.zeros((1, 1, 3)), np.array([[-2.]]), (.1, .5, .9))
+    np.testing.assert_allclose(a, [1.8, 1., .2])
+    widths = np.linspace(.1, 4, 400)
+    best = widths[np.argmin([interval_score(-w + 0*y, w + 0*y, y, .8) for w in widths])]
+    assert abs(best - np.quantile(np.abs(y), .8)) < .15                   # proper: the honest width wins
+    assert math.isfinite(interval_score(0*y, 0*y, np.where(y > 0, np.nan, y), .8))
+
+def test_coverage_counts_cells_once_and_leaves_unknown_out():
+    y = np.array([[0., 9], [0, 0], [0, np.nan], [np.nan, np.nan]])
+    got = coverage(-np.ones((4, 2)), np.ones((4, 2)), y, np.array(['a', 'b', 'b', 'c']))
+    assert (got.rows, got.points, got.curves, got.cells, got.width, got.n_cells) == (4/5, .75, .5, .5, 200, 2)
