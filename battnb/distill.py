@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TERMS', 'truth', 'response', 'truth_abs', 'response_abs', 'alpha_beta', 'blend', 'standardise', 'response_kl',
            'horizon_weights', 'response_tilted', 'slope', 'multiscale', 'cosine', 'spectrum', 'frequency', 'trend',
-           'Aligner', 'Recipe', 'teacher_key', 'teacher_outputs', 'Stage', 'two_stage', 'cell_mae', 'distill']
+           'Aligner', 'relation', 'Recipe', 'teacher_key', 'teacher_outputs', 'Committee', 'Stage', 'two_stage',
+           'cell_mae', 'distill']
 
 # %% ../nbs/60_distill.ipynb #2e9aabeb
 import hashlib, inspect, math
@@ -194,9 +195,24 @@ class Aligner(nn.Module):
         if pred.shape != teacher_hidden.shape: raise ValueError(f"teacher_hidden must have the shape {tuple(pred.shape)}, got {tuple(teacher_hidden.shape)}")
         return tnf.mse_loss(pred, teacher_hidden)
 
-# %% ../nbs/60_distill.ipynb #1fbcefef
+# %% ../nbs/60_distill.ipynb #07642007
+def relation(
+    student:torch.Tensor|None, # not used
+    teacher:torch.Tensor|None, # not used
+    targ:torch.Tensor|None=None, # not used
+    *,
+    hidden:tuple[torch.Tensor, torch.Tensor], # student's and teacher's hidden states, (batch, ...) each
+)->torch.Tensor: # scalar
+    "Squared error between the cosines of all pairs of windows, seen by student and by teacher (Eq. 6 above)."
+    def cosines(h):
+        h = h.flatten(1) - h.flatten(1).mean(0)
+        h = tnf.normalize(h, dim=1)
+        return h @ h.T
+    return tnf.mse_loss(*map(cosines, hidden))
+
+# %% ../nbs/60_distill.ipynb #7dd0eaea
 TERMS:dict[str, Callable] = dict(truth=truth, response=response, truth_abs=truth_abs, response_abs=response_abs, kl=response_kl, tilted=response_tilted, slope=slope, multiscale=multiscale,
-                                 cosine=cosine, spectrum=spectrum, frequency=frequency, trend=trend) # add your own here
+                                 cosine=cosine, spectrum=spectrum, frequency=frequency, trend=trend, relation=relation) # add your own here
 
 def _parse(name, spec)->tuple[tuple[float, float], dict]:
     "A term's weight at start and end, and its options."
@@ -207,12 +223,12 @@ def _parse(name, spec)->tuple[tuple[float, float], dict]:
     if name == 'align': return ends, options
     if name not in TERMS: raise ValueError(f"unknown term {name!r}; known: {sorted([*TERMS, 'align'])}")
     params = inspect.signature(TERMS[name]).parameters
-    known = [k for k, p in params.items() if p.kind is p.KEYWORD_ONLY and k != 'ctx']
+    known = [k for k, p in params.items() if p.kind is p.KEYWORD_ONLY and k not in ('ctx', 'hidden')]
     wrong = [k for k in options if k not in known]
     if wrong: raise ValueError(f"{name} has no option {wrong[0]!r}; it has {known}")
     return ends, options
 
-# %% ../nbs/60_distill.ipynb #22f33dba
+# %% ../nbs/60_distill.ipynb #ade8a127
 class Recipe(nn.Module):
     """A weighted sum of terms; after a call, `parts` holds each term's unweighted value.
 
@@ -229,6 +245,10 @@ class Recipe(nn.Module):
         self.scale, self.aligner, self.parts = scale, aligner, {}
         self.terms = {name: _parse(name, spec) for name, spec in terms.items()}
 
+    @staticmethod
+    def _wants(name, keyword): return name != 'align' and keyword in inspect.signature(TERMS[name]).parameters
+    @property
+    def needs_hidden(self)->bool: return any(name == 'align' or self._wants(name, 'hidden') for name in self.terms)
     def weights(self, at:float=0.)->dict[str, float]: # at a share of the training between 0 and 1
         return {name: a + (b - a)*at for name, ((a, b), _) in self.terms.items()}
 
@@ -239,14 +259,14 @@ class Recipe(nn.Module):
         *,
         at:float=0., # share of the training that is over
         ctx:torch.Tensor|None=None, # (batch, L) context, for terms that standardise
-        hidden:tuple|None=None, # (student's, teacher's) hidden states, for 'align'
+        hidden:tuple|None=None, # (student's, teacher's) hidden states, for 'align' and 'relation'
     )->torch.Tensor: # scalar
         "The weighted sum."
         scaled, total, self.parts = [None if x is None else x/self.scale for x in (student, teacher, targ)], 0., {}
         for name, w in self.weights(at).items():
             if w == 0: continue
             if name == 'align': value = self.aligner.loss(*hidden)
-            elif 'ctx' in inspect.signature(TERMS[name]).parameters: value = TERMS[name](student, teacher, targ, ctx=ctx, **self.terms[name][1])
+            elif given := {k: v for k, v in (('ctx', ctx), ('hidden', hidden)) if self._wants(name, k)}: value = TERMS[name](student, teacher, targ, **given, **self.terms[name][1])
             else: value = TERMS[name](*scaled, **self.terms[name][1])
             total, self.parts[name] = total + w*value, value.item()
         return total
@@ -288,6 +308,23 @@ def teacher_outputs(
         if path is None: return answers
         with atomic(path) as tmp: np.save(tmp, answers.numpy())
     return torch.from_numpy(np.load(path, mmap_mode='c'))
+
+# %% ../nbs/60_distill.ipynb #86235e45
+class Committee(nn.Module):
+    """The mean forecast of several forecasters; each reads what it needs of a common context.
+
+    Raises `ValueError` if there are none."""
+    def __init__(self,
+        members:list[nn.Module], # forecasters
+    ):
+        super().__init__()
+        if not members: raise ValueError("a committee needs at least one member, got none")
+        self.members = nn.ModuleList(members)
+        self.cfg = tuple((type(m).__qualname__, repr(getattr(m, 'cfg', None))) for m in members)    # part of the checksum
+    def each(self, ctx:torch.Tensor)->torch.Tensor: # (batch, L) -> (members, batch, H), H of the shortest
+        answers = [m(ctx) for m in self.members]
+        return torch.stack([a[:, :min(x.shape[1] for x in answers)] for a in answers])
+    def forward(self, ctx:torch.Tensor)->torch.Tensor: return self.each(ctx).mean(0)
 
 # %% ../nbs/60_distill.ipynb #8fe8aeb8
 @dataclass(frozen=True)
@@ -373,7 +410,7 @@ def _train(student, stage, data, valid, file, *, batch_size, seed, weights, **kw
     for row, parts in zip(hist.rows[len(hist.rows) - len(looks):], looks): row.update(parts)
     return hist
 
-# %% ../nbs/60_distill.ipynb #9855f1ac
+# %% ../nbs/60_distill.ipynb #ae75f637
 def distill(
     student:nn.Module, # trained in place
     teacher:Callable|torch.Tensor, # a forecaster, a function of contexts, or its answers (n, H)
@@ -397,7 +434,7 @@ def distill(
     shared = [] if valid is None else sorted(set(train.cell_id) & set(valid.cell_id))
     if shared: raise ValueError(f"validation cells must not be trained on, but {len(shared)} are shared, first {str(shared[0])!r}")
     stages = [Stage(recipe, steps, lr)] if isinstance(recipe, Recipe) else recipe or two_stage(steps, lr)
-    hidden = _answers(teacher, train, 'hidden', cache) if any(s.recipe.aligner is not None for s in stages) else None
+    hidden = _answers(teacher, train, 'hidden', cache) if any(s.recipe.needs_hidden for s in stages) else None
     data, kw, out = (train.ctx, train.targ, _answers(teacher, train, 'forecast', cache), hidden), dict(weight_decay=0., patience=10) | kw, History()
     out.best = math.inf if valid is None else cell_mae(student.to(pick_device(kw.get('device'))), valid)
     for number, stage in enumerate(stages, 1):

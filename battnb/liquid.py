@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['euler_step', 'fused_step', 'check_euler', 'FusedLTC', 'EulerLTC', 'unroll', 'CfC', 'line_matrix', 'LiquidCfg',
-           'LiquidForecaster']
+           'LiquidForecaster', 'DLNetCfg', 'DLNet']
 
 # %% ../nbs/50_liquid.ipynb #871b9d7f
 import math
@@ -261,3 +261,45 @@ class LiquidForecaster(Forecaster, arch='liquid'):
         y = self.head(self.states(u, timespans)[:, -1])
         if self.skip is not None: y = y + self.skip(u)
         return ctx[:, -1:] + y/self.cfg.gain
+
+# %% ../nbs/50_liquid.ipynb #5e453178
+@dataclass(frozen=True)
+class DLNetCfg:
+    "Settings of `DLNet`; the defaults are the published teacher, `DLNetCfg(units=4, steps=1, dt=.05, rank=4)` the chosen student."
+    ctx:int = 100 # context, in cycles
+    hor:int = 100 # horizon, in cycles
+    units:int = 128 # width of the block
+    steps:int = 9 # explicit steps; 0 removes them
+    dt:float = 1/9 # length of a step
+    rank:int = 0 # 0: a full matrix W; > 0: a diagonal plus a product of this rank
+    low:float = .7 # SOH that the network sees as 0
+    high:float = 1.1 # and as 1
+    dropout:float = .1 # in training only
+    seed:int = 0 # of the initial weights
+
+class DLNet(Forecaster, arch='dlnet'):
+    "Encoder, a few explicit steps of a small differential equation, decoder (Eq. 8 above)."
+    Cfg = DLNetCfg
+    def __init__(self, cfg:DLNetCfg=DLNetCfg()):
+        super().__init__(cfg)
+        h, gen = cfg.units, torch_stream(cfg.seed, 'dlnet')
+        self.encoder = nn.Sequential(nn.Linear(cfg.ctx, 256), nn.LayerNorm(256), nn.ReLU(), nn.Dropout(cfg.dropout), nn.Linear(256, h), nn.LayerNorm(h), nn.Tanh())
+        self.decoder = nn.Sequential(nn.Linear(h, 256), nn.LayerNorm(256), nn.ReLU(), nn.Dropout(cfg.dropout), nn.Linear(256, 128), nn.LayerNorm(128), nn.ReLU(), nn.Linear(128, cfg.hor))
+        draw = lambda *shape: nn.Parameter(torch.randn(*shape, generator=gen)/math.sqrt(h))
+        if cfg.rank: self.diagonal, self.U, self.V = nn.Parameter(torch.ones(h)), draw(h, cfg.rank), draw(h, cfg.rank)
+        else: self.W = draw(h, h)
+        self.a, self.b, self.r = (nn.Parameter(torch.full((n,), v)) for n, v in ((h, .5), (h, .1), (1, .1)))
+        for lin in (m for m in self.modules() if isinstance(m, nn.Linear)):
+            nn.init.kaiming_uniform_(lin.weight, a=math.sqrt(5), generator=gen); nn.init.zeros_(lin.bias)
+
+    def hidden(self, ctx:torch.Tensor)->torch.Tensor: # (batch, L) -> (batch, units)
+        u = (check_ctx(ctx, self.min_context)[:, -self.cfg.ctx:] - self.cfg.low)/(self.cfg.high - self.cfg.low)
+        x = start = self.encoder(u)
+        for _ in range(self.cfg.steps):
+            q = self.diagonal*x + (x @ self.V) @ self.U.T/self.cfg.rank if self.cfg.rank else x @ self.W.T
+            x = x + self.cfg.dt*(self.b*torch.tanh(q + u.mean(1, keepdim=True)) - self.a*x)
+        return x + self.r*start
+
+    def forward(self, ctx:torch.Tensor)->torch.Tensor: # (batch, L) -> (batch, hor) state of health
+        "Forecast. Raises `ValueError` unless `ctx` is a matrix of at least `cfg.ctx` columns."
+        return self.decoder(self.hidden(ctx))*(self.cfg.high - self.cfg.low) + self.cfg.low

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch import nn
 from battnb.core import torch_stream
-from battnb.distill import (TERMS, Aligner, Recipe, Stage, alpha_beta, blend, cell_mae, distill, horizon_weights, response_kl, response_tilted, teacher_key,
+from battnb.distill import (TERMS, Aligner, Committee, Recipe, Stage, alpha_beta, blend, cell_mae, distill, horizon_weights, response_tilted, teacher_key,
                             teacher_outputs, truth, two_stage)
 from battnb.liquid import LiquidCfg, LiquidForecaster
 from battnb.students import student
@@ -73,7 +73,7 @@ def test_trend_term_is_the_trend_penalty():
 @pytest.mark.parametrize('name', sorted(TERMS))
 def test_terms_are_scalars_with_finite_gradients_on_hard_inputs(name):
     flat = torch.full((2, 32), .9); x = torch.full((2, 32), .9)
-    kw = dict(ctx=x) if name in ('kl', 'frequency') else {}
+    kw = dict(ctx=x) if name in ('kl', 'frequency') else dict(hidden=(x, x)) if name == 'relation' else {}
     for s, t in ((flat, flat), (flat, flat + 1e-3), (.9 + .01*torch.rand(2, 32), flat)):
         value = TERMS[name](s, t, flat, **kw); assert value.ndim == 0 and torch.isfinite(value) and value >= -1e-6
         assert torch.isfinite(grad(lambda s: TERMS[name](s, t, flat, **kw) + 0*s.sum(), s)).all()
@@ -91,6 +91,21 @@ def test_aligner_moves_is_saved_reloads_and_adds_nothing_to_the_student(tmp_path
     assert same(again, model) and same(fresh, aligner)
     vanilla = small(1); distill(vanilla, Inside(), TRAIN, VALID, Recipe(truth=1.), steps=40, every=20, cache=tmp_path)
     assert not same(vanilla, model)                                            # the term changed the student
+
+def test_relation_reaches_the_student_without_parameters(tmp_path):
+    recipe, a, b = Recipe(truth=1., relation=2.), small(1), small(1)
+    assert recipe.needs_hidden and not list(recipe.parameters())
+    history = distill(a, Inside(), TRAIN, recipe=recipe, steps=40, every=20, cache=tmp_path)
+    distill(b, Inside(), TRAIN, recipe=Recipe(truth=1.), steps=40, every=20, cache=tmp_path)
+    assert not same(a, b) and history.table.relation.iloc[-1] < history.table.relation.iloc[0]
+
+def test_committee_is_cached_and_distilled(tmp_path):
+    committee = Committee([small(3), small(4)])
+    distill(small(1), committee, TRAIN, recipe=Recipe(response=1), steps=4, cache=tmp_path)
+    assert len(list(tmp_path.glob('*.npy'))) == 1
+    with torch.no_grad(): committee.members[1].out.bias += 1e-3
+    distill(small(1), committee, TRAIN, recipe=Recipe(response=1), steps=4, cache=tmp_path)
+    assert len(list(tmp_path.glob('*.npy'))) == 2
 
 def test_aligner_reaches_a_liquid_student(tmp_path):
     model = LiquidForecaster(LiquidCfg(ctx=32, hor=32, units=4, patch=4, skip=False, line=0)); start = model.cell.weight.clone()

@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from battnb.core import InputError, torch_stream
 from battnb.forecaster import load_forecaster
-from battnb.liquid import CfC, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster, check_euler, euler_step, fused_step, line_matrix, unroll
+from battnb.liquid import CfC, DLNet, DLNetCfg, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster, check_euler, euler_step, fused_step, line_matrix, unroll
 from battnb.training import fit
 
 finite = dict(allow_nan=False, allow_infinity=False)
@@ -124,3 +124,9 @@ def test_line_matrix_against_least_squares():
         np.testing.assert_allclose(got, slope*np.arange(1, 6), rtol=1e-3, atol=1e-5)
     for k in (1, 97):
         with pytest.raises(ValueError, match=f'got {k}'): line_matrix(96, 5, k)
+
+@pytest.mark.parametrize('cfg,count', [({}, 155_749), (dict(units=128, rank=128, steps=1, dt=.05), 172_261), (dict(units=4, rank=4, steps=1, dt=.05), 75_293)])
+def test_dlnet_counts_and_round_trip(tmp_path, cfg, count):
+    model = DLNet(DLNetCfg(**cfg)).eval(); ctx = .9 + .01*torch.randn(3, 120, generator=torch_stream(7, 'ctx'))
+    assert model.n_params == count and torch.equal(load_forecaster(model.save_pretrained(tmp_path))(ctx), model(ctx))
+    assert torch.equal(model(ctx), model(ctx[:, -100:]))

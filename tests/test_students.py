@@ -2,8 +2,8 @@
 import subprocess, sys
 import pytest, torch
 from battnb.core import InputError, torch_stream
-from battnb.forecaster import Forecaster, load_forecaster
-from battnb.students import DLinear, Gate, GateCfg, ITransformer, ITransformerCfg, extrapolators, scale, student
+from battnb.forecaster import load_forecaster
+from battnb.students import Gate, GateCfg, ITransformer, ITransformerCfg, scale, student
 
 NAMES = ['dlinear', 'paifilter', 'lightts', 'itransformer', 'mlp', 'gate']
 CTX = .95 - 2e-4*torch.arange(96.) + 2e-3*torch.randn(5, 96, generator=torch_stream(0, 'ctx'))
