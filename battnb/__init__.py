@@ -4,11 +4,11 @@ __version__ = "0.1.0"
 import importlib
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
-    from .app import forecast, life, models
     from .data import load
+    from .outlook import forecast, life, models
 
 __all__ = ['forecast', 'life', 'load', 'models']
-_HOME = {'forecast': 'app', 'life': 'app', 'load': 'data', 'models': 'app'}
+_HOME = {'forecast': 'outlook', 'life': 'outlook', 'load': 'data', 'models': 'outlook'}
 
 
 def __getattr__(name:str):

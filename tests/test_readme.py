@@ -24,6 +24,6 @@ def test_blocks_are_filled_from_files_and_stay_filled(tmp_path):
     text = ('<!-- results:zs metrics=mae models=net,naive -->old<!-- /results --> takes <!-- results:fw.figures.instructions -->?<!-- /results --> '
             'and <!-- results:none -->1.23<!-- /results -->')
     out = readme.fill(text, tmp_path)
-    assert '| model | a mae (3 cells) | b mae (3 cells) |' in out and '| net | 4.00 | 4.00 |\n| naive | 2.00 | 2.00 |' in out
+    assert '| model | a MAE (3 cells) | b MAE (3 cells) |' in out and '| naive | 2.00 | 2.00 |\n| net | 4.00 | 4.00 |' in out
     assert '-->12,345<!--' in out and '1.23' not in out and 'not computed yet' in out and 'old' not in out
     assert readme.fill(out, tmp_path) == out

@@ -3,9 +3,9 @@
 
     <!-- chapters -->…<!-- /chapters -->            the chapter map, from titles and subtitles of the notebooks
     <!-- results:NAME -->…<!-- /results -->         results/NAME.parquet (columns of `battnb.core.RESULT_COLS`) as a table:
-                                                    a row a model, a column a data set and metric, means over cells
+                                                    a row a model, a column a data set and metric
     <!-- results:NAME.path.to.key -->…              a value, a dict or a list of dicts out of results/NAME.json
-    options after the name: metrics=mae,rmse  datasets=sjtuie,calce  models=…  digits=2  rows=…  empty=…
+    options after the name: metrics=mae,rmse  datasets=…  models=… (_ for a blank)  weigh=cells|windows  digits=2  rows=…  empty=…
 
 `python tools/readme.py` writes, `--check` only says (exit 1) whether README.md is in step.
 """
@@ -31,16 +31,21 @@ def shown(value, digits=2):
 
 
 def tidy_table(df, opts):
-    "Means over cells of a tidy results table; cells are counted, models keep the order of the file."
-    for col, key in (('metric', 'metrics'), ('dataset', 'datasets'), ('model', 'models')):
-        if key in opts: df = df[df[col].isin(opts[key].split(','))]
-    order = opts['models'].split(',') if 'models' in opts else list(dict.fromkeys(df['model']))
-    sets = opts['datasets'].split(',') if 'datasets' in opts else list(dict.fromkeys(df['dataset']))
-    metrics = opts['metrics'].split(',') if 'metrics' in opts else list(dict.fromkeys(df['metric']))
-    mean = df.groupby(['model', 'dataset', 'metric'])['value'].mean()
+    "A tidy results table as `battnb.evaluation.summary` pools it; cells are counted, models keep the order of the file."
+    for col, key in (('dataset', 'datasets'), ('model', 'models')):
+        if key in opts: df = df[df[col].isin(opts[key].replace('_', ' ').split(',') + opts[key].split(','))]
+    order, sets = (list(dict.fromkeys(df[c])) for c in ('model', 'dataset'))
+    metrics = opts.get('metrics', 'mae,rmse').split(',')
+    if set(df['metric']) >= {'mae', 'rmse', 'mape', 'r2', 'windows'}:
+        from battnb.evaluation import summary
+        pooled = summary(df, weigh=opts.get('weigh', 'cells'))
+        value = lambda s, m, k: float(pooled[k].get((s, m), float('nan')))
+    else:
+        mean = df.groupby(['dataset', 'model', 'metric'])['value'].mean()
+        value = lambda s, m, k: float(mean.get((s, m, k), float('nan')))
     cells = df.groupby('dataset')['cell_id'].nunique()
-    head = ['model'] + [f'{s} {m} ({cells.get(s, 0)} cells)' for s in sets for m in metrics]
-    return pipe([head] + [[m] + [shown(float(mean.get((m, s, k), float('nan'))), int(opts.get('digits', 2))) for s in sets for k in metrics] for m in order])
+    head = ['model'] + [f'{s} {k.upper()} ({cells[s]} cells)' for s in sets for k in metrics]
+    return pipe([head] + [[m] + [shown(value(s, m, k), int(opts.get('digits', 2))) for s in sets for k in metrics] for m in order])
 
 
 def json_value(value, opts):
