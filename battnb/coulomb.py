@@ -57,6 +57,17 @@ def increments(
     x = np.nan_to_num(np.asarray(counter, float)); before = np.concatenate([x[:1], x[:-1]])
     return np.where(np.abs(x) < .5*np.abs(before), np.maximum(x, 0), np.maximum(x - before, 0))
 
+# %% ../nbs/03_coulomb.ipynb #69a5c8b5
+def _steady(counter:np.ndarray, look:int)->np.ndarray:
+    "The counter with falls that are made good within `look` samples, and with single peaks, levelled out."
+    x = np.array(counter, float); size = np.abs(np.nan_to_num(x))
+    for k in np.flatnonzero(size[1:] < .5*size[:-1]) + 1:
+        back = np.flatnonzero(size[k+1:k+1+look] >= .98*size[k-1])
+        if len(back): x[k:k+1+back[0]] = x[k-1]; size[k:k+1+back[0]] = size[k-1]
+    up = np.flatnonzero((size[1:-1] > 3*size[:-2]) & (size[2:] < size[1:-1]/3) & (size[2:] >= .98*size[:-2]) & (size[:-2] > 0)) + 1
+    x[up] = x[up-1]
+    return x
+
 # %% ../nbs/03_coulomb.ipynb #93273956
 def _forward(x:np.ndarray, start:float)->np.ndarray:
     "Each zero replaced by the last non-zero before it."
@@ -74,8 +85,26 @@ def _directions(a:dict, mem:dict):
         a['new'][1:] |= ~((x[1:] == x[:-1]) | (np.isnan(x[1:]) & np.isnan(x[:-1])))
     return top
 
-# %% ../nbs/03_coulomb.ipynb #935e312a
-def _amounts(a:dict, dt:np.ndarray, gap_s:float)->dict:
+# %% ../nbs/03_coulomb.ipynb #3776decc
+def _spikes(current_a:np.ndarray, top:float)->tuple[np.ndarray, int]:
+    "Current without single absurd samples, and how many there were; `top` is the largest size seen before."
+    i, n = np.array(current_a, float), 0
+    for _ in range(100):
+        size = np.abs(i); before = np.maximum.accumulate(np.concatenate([[top], size[:-1]]))
+        at = np.flatnonzero((size[:-1] > 20*before[:-1]) & (size[1:] < size[:-1]/20) & (before[:-1] > 0))
+        if not len(at): break
+        i[at[0]] = i[at[0] + 1]; n += 1
+    return i, n
+
+# %% ../nbs/03_coulomb.ipynb #50693504
+def _gaps(a:dict, dt:np.ndarray, gap_s:float, usual_s:float)->np.ndarray:
+    "(n,) True where the interval before a sample is too long to integrate over."
+    now = a['s'] != 0; past = np.concatenate([now[:1], now[:-1]])
+    border = (now != past) & (dt > max(300., 20*usual_s)) & ('step_time_s' not in a)
+    return border | ((dt > max(gap_s, 20*usual_s)) & (now | past))
+
+# %% ../nbs/03_coulomb.ipynb #b21a0438
+def _amounts(a:dict, dt:np.ndarray)->dict:
     "What moved in the interval before each sample: time in s, charge in Ah, energy in Wh, counters."
     before = lambda x: np.concatenate([x[:1], x[:-1]])
     i, v = a['current_a'], a['voltage_v']; h = np.where(a['gap'], 0., dt)/3600
@@ -97,7 +126,7 @@ def _amounts(a:dict, dt:np.ndarray, gap_s:float)->dict:
         if k in a: ok = np.isfinite(a[k]) & ((a[k] != 0) | (name == 'temp')); out.update({name+'_sum': np.where(ok, a[k], 0.), name+'_n': ok*1.})
     return out
 
-# %% ../nbs/03_coulomb.ipynb #327d99c7
+# %% ../nbs/03_coulomb.ipynb #939e0ae2
 _LOWEST, _HIGHEST, _FIRST, _LAST = ['v_min'], ['v_max'], ['v_first', 'cell_id', 'cycle', 'step', 'state', 's'], ['v_last']
 
 def _rows(cell:str, a:dict, amounts:dict, skip:int)->pd.DataFrame:
@@ -112,11 +141,25 @@ def _rows(cell:str, a:dict, amounts:dict, skip:int)->pd.DataFrame:
 def _join(rows:pd.DataFrame)->pd.DataFrame:
     "Segments from pieces, each cell's in the order of the file."
     rows = rows.sort_values('cell_id', kind='stable', ignore_index=True)
+    return _merge(rows, rows.fresh.cumsum().to_numpy())
+
+def _merge(rows:pd.DataFrame, group:np.ndarray)->pd.DataFrame:
+    "Neighbouring rows of one group as one."
     how = {k: 'first' if k in _FIRST else 'last' if k in _LAST else 'min' if k in _LOWEST else 'max' if k in _HIGHEST else 'sum'
            for k in rows.columns if k != 'fresh'}
-    return rows.groupby(rows.fresh.cumsum().to_numpy(), sort=False).agg(how).reset_index(drop=True)
+    return rows.groupby(group, sort=False).agg(how).reset_index(drop=True)
 
-# %% ../nbs/03_coulomb.ipynb #113191dd
+def _compact(rows:pd.DataFrame, short_s:float=60., at_most:int=20)->pd.DataFrame:
+    "Segments with runs of short neighbours in one cycle, step and state put together, so that flicker costs no memory."
+    same = np.ones(len(rows), bool)
+    for k in ('cell_id', 'cycle', 'step', 'state'):
+        if k in rows: same &= (rows[k] == rows[k].shift()).to_numpy() | (rows[k].isna() & rows[k].shift().isna()).to_numpy()
+    short = (rows.t_s < short_s).to_numpy(); join = same & short & np.concatenate([[False], short[:-1]]); start = np.flatnonzero(~join)
+    place = np.arange(len(rows)) - np.repeat(start, np.diff(np.append(start, len(rows))))
+    out = _merge(rows, np.cumsum(~join | (place % at_most == 0)))
+    return out.assign(s=np.sign(out.q_pos - out.q_neg).where((out.q_pos > 0) & (out.q_neg > 0), out.s))
+
+# %% ../nbs/03_coulomb.ipynb #b7363986
 _NUM = ['test_time_s', 'voltage_v', 'current_a', 'cycle', 'step', 'step_time_s', 'state', 'charge_ah', 'discharge_ah', 'capacity_ah',
         'temperature_c', 'resistance_ohm']
 
@@ -125,7 +168,7 @@ class Meter:
     def __init__(self,
         gap_s:float=3600., # longer intervals (and 20 times the usual one) are not integrated if current flowed at an end
         look:int=3, # samples held back to recognise a stray time stamp
-    ): self.gap_s, self.look, self.n, self.cells, self.rows, self.found = gap_s, look, 0, {}, [], {}
+    ): self.gap_s, self.look, self.n, self.cells, self.rows, self.found, self.kept, self.most = gap_s, look, 0, {}, [], {}, 0, 200_000
 
     def add(self,
         samples:pd.DataFrame, # next piece of the file, columns as in the vocabulary
@@ -139,19 +182,21 @@ class Meter:
     def _take(self, cell, new, hold):
         mem = self.cells.setdefault(cell, {})
         if 'buffer' in mem: new = {k: np.concatenate([x, new[k]]) if k in new else x for k, x in mem['buffer'].items()}
+        new.update({k: _steady(new[k], self.look) for k in ('charge_ah', 'discharge_ah', 'capacity_ah') if k in new})
+        new['current_a'], spikes = _spikes(new['current_a'], mem.get('i_max', 0.))
         skip, m = int('s' in mem), max(len(new['current_a']) - hold, 0)
         mem['buffer'] = new
         if m <= skip: return
         dt, t, fault = clock_steps(new['test_time_s'], self.look); worst = np.diff(new['test_time_s'], prepend=new['test_time_s'][:1])[:m].min()
         a = {k: x[:m] for k, x in new.items()}; top = _directions(a, mem)
-        mem.setdefault('gap_s', max(self.gap_s, 20*float(np.median(dt[1:1000])) if m > 20 else 0.))
-        s = np.abs(a['s']); a['gap'] = (dt[:m] > mem['gap_s']) & (np.maximum(s, np.concatenate([s[:1], s[:-1]])) > 0)
-        self._remark(cell, fault[skip:m], -worst, dt[:m][a['gap']])
-        self.rows.append(_rows(cell, a, _amounts(a, dt[:m], mem['gap_s']), skip))
+        mem.setdefault('usual_s', float(np.median(dt[1:1000])) if m > 20 else 0.); a['gap'] = _gaps(a, dt[:m], self.gap_s, mem['usual_s'])
+        self._remark(cell, fault[skip:m], -worst, dt[:m][a['gap']], spikes)
+        self.rows.append(_rows(cell, a, _amounts(a, dt[:m]), skip)); self.kept += len(self.rows[-1])
+        if self.kept > self.most: self.rows = [_compact(_join(pd.concat(self.rows, ignore_index=True))).assign(fresh=True)]; self.kept = len(self.rows[0]); self.most = max(self.most, 2*self.kept)
         mem.update(i_max=top[-1], s=a['s'][-1], way=a['way'][-1], buffer={k: x[m-1:] for k, x in dict(new, test_time_s=np.concatenate([t[:m], new['test_time_s'][m:]])).items()})
 
-    def _remark(self, cell, fault, worst, gaps):
-        f = self.found.setdefault(cell, dict(stray=0, restart=0, worst_s=0., gap=0, gap_s=0.))
+    def _remark(self, cell, fault, worst, gaps, spikes):
+        f = self.found.setdefault(cell, dict(stray=0, restart=0, worst_s=0., gap=0, gap_s=0., spike=0)); f['spike'] += spikes
         f.update(stray=f['stray'] + int((fault == 1).sum()), restart=f['restart'] + int((fault == 2).sum()), worst_s=max(f['worst_s'], float(worst)),
                  gap=f['gap'] + len(gaps), gap_s=f['gap_s'] + float(gaps.sum()))
 
@@ -166,6 +211,7 @@ class Meter:
         for cell, f in self.found.items():
             if f['stray']: out.append(note('time_backwards', f"test time goes backwards {f['stray']} times (by up to {f['worst_s']:.6g} s) and returns at once: those stamps were not used", cell, n=f['stray']))
             if f['restart']: out.append(note('clock_restart', f"the clock restarts {f['restart']} times: elapsed time was counted on", cell, n=f['restart']))
+            if f['spike']: out.append(note('spike', f"{f['spike']} single samples of absurd current were replaced by their neighbours", cell, n=f['spike']))
             if f['gap']: out.append(note('gap', f"{f['gap']} gaps in time, {f['gap_s']/3600:.4g} h together, while current flowed: nothing was integrated over them", cell, n=f['gap']))
         return out
 
@@ -194,7 +240,7 @@ def orient(
         if a in seg: seg[a], seg[b] = np.where(flip, seg[b], seg[a]), np.where(flip, seg[a], seg[b])
     return seg, [note('sign', text, cell)]
 
-# %% ../nbs/03_coulomb.ipynb #517753b7
+# %% ../nbs/03_coulomb.ipynb #24dd4d49
 def _chosen(seg:pd.DataFrame)->tuple[pd.DataFrame, list]:
     "Segments with `chg_ah`, `dis_ah` from the best source there is; notes."
     total, cell = seg.q_neg.sum() + seg.q_pos.sum(), seg.cell_id.iloc[0]; seg = seg.assign(chg_ah=seg.q_pos, dis_ah=seg.q_neg)
@@ -206,7 +252,12 @@ def _chosen(seg:pd.DataFrame)->tuple[pd.DataFrame, list]:
     if 'c_neg' in seg and seg.c_neg.sum() > 0: best = dict(chg_ah=seg.c_pos if 'c_pos' in seg else seg.q_pos, dis_ah=seg.c_neg)
     if best is None: return seg, []
     dis, counted = best['dis_ah'].sum(), seg.q_neg.sum()
-    if counted > 0 and abs(dis/counted - 1) > .02:
+    ratio = dis/counted if counted > 0 else 1.; factor = next((f for f in (1e-6, 1e-3, 1/3600, 1/60, 60., 1e3, 3600., 1e6) if abs(ratio/f - 1) < .05), None)
+    if factor:
+        thousand = np.log10(factor) % 3 < .01; believe = factor < 1 or not thousand
+        text = f"the instrument's discharge is {ratio:.4g} times current times time: a unit is missing or wrong; the {'instrument' if believe else 'current'} was believed"
+        return (seg.assign(**best) if believe else seg), [note('unit', text, cell)]
+    if counted > 0 and abs(ratio - 1) > .02:
         worse = dis < .5*counted or dis > 2*counted
         text = f"the instrument counts {dis:.5g} Ah of discharge, current times time gives {counted:.5g} Ah: the {'current' if worse else 'instrument'} was believed"
         return (seg if worse else seg.assign(**best)), [note('counter', text, cell)]
@@ -296,7 +347,7 @@ def equivalent_full_cycles(
     if not nominal_ah > 0: raise InputError(f"nominal_ah must be > 0 Ah, got {nominal_ah}")
     return np.cumsum(np.nan_to_num(moved_ah))/(2*nominal_ah)
 
-# %% ../nbs/03_coulomb.ipynb #5313ba09
+# %% ../nbs/03_coulomb.ipynb #0c58e4de
 def _one_cell(seg:pd.DataFrame, nominal_ah:float|None, how:str)->tuple[pd.DataFrame, list]:
     "Cycle table of one cell from its segments."
     seg, notes = orient(seg); seg, more = _chosen(seg); seg = seg.reset_index(drop=True); cell = seg.cell_id.iloc[0]
@@ -329,7 +380,10 @@ def count_cycles(
     for _, part in seg.groupby('cell_id', sort=False):
         table, more = _one_cell(part, nominal_ah, cycles); notes += more
         tables.append(table)
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True); size = table.cap_single_ah.median()
+    if nominal_ah and 500 < size/nominal_ah < 2000:
+        amounts = [k for k in table if k.endswith('_ah') or k.endswith('_wh')] + ['current_a', 'efc']; table[amounts] = table[amounts]/1000
+        notes.append(note('unit', f"capacities are about {size/nominal_ah:.0f} times the nominal {nominal_ah:g} Ah: the file counts in thousandths, all charges were divided by 1000"))
     if not (table.discharges > 0).any():
         moved = 'the current is zero throughout' if not (seg.q_pos.sum() + seg.q_neg.sum()) > 0 else f"{table.charge_cap_ah.sum():.4g} Ah of charging"
         raise InputError(f"no discharge in {int(seg.n.sum()):,} samples ({moved}, voltage {seg.v_min.min():.4g} to {seg.v_max.max():.4g} V): no capacity can be had from this")
