@@ -8,15 +8,16 @@ __all__ = ['SOH_BITS', 'GATE_BITS', 'OUT_BITS', 'WARNINGS', 'fits', 'int32', 'sa
            'quantize_chain', 'IntModel', 'to_int', 'quantize_liquid', 'quantize_hidden', 'affine_of', 'quantize_affine',
            'quantize', 'deployable', 'fingerprint', 'save_int', 'load_int', 'firmware_dir', 'pack', 'widen', 'tables',
            'sizes', 'describe', 'probe_contexts', 'generate', 'target_compilers', 'host_compilers', 'run_host',
-           'build_board', 'Board', 'count', 'milliseconds', 'run_qemu', 'verify']
+           'build_board', 'Board', 'count', 'milliseconds', 'run_qemu', 'measure', 'verify']
 
-# %% ../nbs/80_deploy.ipynb #62e7342b
+# %% ../nbs/80_deploy.ipynb #07b3ed8d
 import hashlib, importlib.util, json, os, shutil, subprocess, sys, tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from .core import InputError, assets_dir, atomic, stream
 
 # %% ../nbs/80_deploy.ipynb #27b1ebee
@@ -205,7 +206,7 @@ def quantize_chain(
         x_scale = y_scale
     return Chain(tuple(done), int(nearest(slope*2**15))), x_scale
 
-# %% ../nbs/80_deploy.ipynb #4201bb75
+# %% ../nbs/80_deploy.ipynb #b376c630
 @dataclass(frozen=True)
 class IntModel:
     "A forecaster in integers: differences to a reference, features, two dense layers, the reference added back."
@@ -241,6 +242,7 @@ class IntModel:
         "Floats in and out, integers between. Raises `InputError` unless there are `ctx` finite values between -2 and 2."
         return self.forecast(to_int(soh, self.ctx))/2.**OUT_BITS
 
+# %% ../nbs/80_deploy.ipynb #2cb5d33b
 def to_int(
     soh, # (n, L) SOH as a fraction, newest last
     ctx:int, # values to keep
@@ -590,7 +592,7 @@ def build_board(
     _run([*compiler, '-std=c99', *WARNINGS, opt, *_BOARD, *(f'-D{d}' for d in defines), '-I', folder, *sources, '-o', elf], cwd=folder/'verify')
     return elf
 
-# %% ../nbs/80_deploy.ipynb #5501f9ea
+# %% ../nbs/80_deploy.ipynb #5db7731b
 _RAM, _RAM_SIZE, _STOP, _PAINT = 0x20000000, 256 << 10, 0x000FFFF0, b'\xA5\xA5\xA5\xA5'
 
 class Board:
@@ -623,21 +625,28 @@ class Board:
         floor = self.symbols['board_bss_end'] - _RAM
         self.stack_bytes = next((_RAM_SIZE - i for i in range(floor, _RAM_SIZE, 4) if used[i:i+4] != _PAINT), 0)
 
-    def call(self, name:str, *args:int)->None: # run a function of the program
-        a = self.a
-        for r, v in zip((a.UC_ARM_REG_R0, a.UC_ARM_REG_R1, a.UC_ARM_REG_R2), args): self.uc.reg_write(r, v)
-        self.uc.reg_write(a.UC_ARM_REG_SP, self.symbols['board_stack_top'])
-        self.uc.reg_write(a.UC_ARM_REG_LR, _STOP | 1)
-        self.uc.emu_start(self.symbols[name] | 1, _STOP)
+# %% ../nbs/80_deploy.ipynb #1652aa83
+@patch
+def call(self:Board, name:str, *args:int)->None: # run a function of the program until it returns
+    a = self.a
+    for r, v in zip((a.UC_ARM_REG_R0, a.UC_ARM_REG_R1, a.UC_ARM_REG_R2), args): self.uc.reg_write(r, v)
+    self.uc.reg_write(a.UC_ARM_REG_SP, self.symbols['board_stack_top'])
+    self.uc.reg_write(a.UC_ARM_REG_LR, _STOP | 1)
+    self.uc.emu_start(self.symbols[name] | 1, _STOP)
 
-    def forecast(self, ctx:np.ndarray, hor:int)->np.ndarray: # (n, ctx) int16 -> (n, hor) int16
-        work, x, y = (self.symbols[f'board_{n}'] for n in ('work', 'ctx', 'soh'))
-        out = np.empty((len(ctx), hor), '<i2')
-        for i, row in enumerate(np.ascontiguousarray(ctx, '<i2')):
-            self.uc.mem_write(x, row.tobytes())
-            self.call('liquid_forecast', work, x, y)
-            out[i] = np.frombuffer(self.uc.mem_read(y, 2*hor), '<i2')
-        return out
+@patch
+def forecast(self:Board,
+    ctx:np.ndarray, # (n, ctx) int16
+    hor:int, # outputs of one forecast
+)->np.ndarray: # (n, hor) int16
+    "What the program returns for each context."
+    work, x, y = (self.symbols[f'board_{n}'] for n in ('work', 'ctx', 'soh'))
+    out = np.empty((len(ctx), hor), '<i2')
+    for i, row in enumerate(np.ascontiguousarray(ctx, '<i2')):
+        self.uc.mem_write(x, row.tobytes())
+        self.call('liquid_forecast', work, x, y)
+        out[i] = np.frombuffer(self.uc.mem_read(y, 2*hor), '<i2')
+    return out
 
 # %% ../nbs/80_deploy.ipynb #64ccc822
 def _kinds(code:bytes, address:int)->Counter: # what the instructions of a block are
@@ -703,17 +712,26 @@ def run_qemu(
     said = dict(line.split() for line in (r.stdout + r.stderr).splitlines() if len(line.split()) == 2)
     return out, round((int(said['ticks']) - int(said['empty']))/6.4) + 1 # 256 ns an instruction at 25 MHz; the empty function has one
 
-# %% ../nbs/80_deploy.ipynb #3caf2d3f
+# %% ../nbs/80_deploy.ipynb #5212e863
 def _compare(got:np.ndarray, want:np.ndarray)->dict:
     return dict(checked=int(want.size), mismatches=int((got != want).sum()) if got.shape == want.shape else int(want.size))
 
-def _on_board(folder, compiler, defines, x, want)->dict: # outputs and figures of one build, in Unicorn
-    with tempfile.TemporaryDirectory() as tmp: board = Board(build_board(folder, Path(tmp)/'board.elf', compiler, defines=defines))
-    mix = count(board, x[0], want.shape[1])
+def measure(
+    folder:str|Path, # written by `generate`
+    ctx:np.ndarray|None=None, # (n, ctx) int16 to compare on; None takes four
+    compiler:list[str]|None=None, # one of `target_compilers`; None takes the first
+    portable:bool=False, # plain C instead of the DSP instructions
+)->dict: # checked, mismatches, instructions, flash_bytes, ram_bytes, stack_bytes, ms_low, ms_high
+    "Outputs and figures of one build on the emulated board: the quick look at many candidates, where `verify` is the proof."
+    ints, cc = load_int(folder), compiler or next(iter(target_compilers().values()))
+    x = probe_contexts(ints.ctx, 4) if ctx is None else ctx
+    with tempfile.TemporaryDirectory() as tmp: board = Board(build_board(folder, Path(tmp)/'board.elf', cc, defines=('LIQUID_PORTABLE',) if portable else ()))
+    mix = count(board, x[0], ints.hor)
     low, high = milliseconds(mix)
-    return dict(**_compare(board.forecast(x, want.shape[1]), want), instructions=mix['instructions'], flash_bytes=board.flash_bytes, ram_bytes=board.ram_bytes,
+    return dict(**_compare(board.forecast(x, ints.hor), ints.forecast(x)), instructions=mix['instructions'], flash_bytes=board.flash_bytes, ram_bytes=board.ram_bytes,
                 stack_bytes=board.stack_bytes, ms_low=low, ms_high=high)
 
+# %% ../nbs/80_deploy.ipynb #fbaf619f
 def _missing()->list[str]: # tools that a full verification would use
     have = dict(unicorn=_has('unicorn', 'elftools', 'capstone'), ziglang=_has('ziglang'), gcc=shutil.which('arm-none-eabi-gcc'), qemu=shutil.which('qemu-system-arm'))
     return [k for k, v in have.items() if not v]
@@ -735,7 +753,7 @@ def verify(
     want = ints.forecast(x)
     for name, cc in host_compilers().items(): builds.append(dict(target='host', compiler=name, path='portable', **_compare(run_host(folder, x, cc), want)))
     for name, cc in target_compilers().items():
-        for path, defines in dict(dsp=(), portable=('LIQUID_PORTABLE',)).items(): builds.append(dict(target='unicorn', compiler=name, path=path, **_on_board(folder, cc, defines, x, want)))
+        for path in ('dsp', 'portable'): builds.append(dict(target='unicorn', compiler=name, path=path, **measure(folder, x, cc, path == 'portable')))
         if 'qemu' not in missing:
             got, issued = run_qemu(folder, x, cc)
             builds.append(dict(target='qemu', compiler=name, path='dsp', **_compare(got, want), instructions=issued))
