@@ -143,7 +143,16 @@ class Conformal:
         kind = 'quantile' if self.qlevels else 'point'
         return f"<b>Conformal</b> for a {kind} forecaster, {self.cells['']} cells, groups: {', '.join(self.groups) or 'none'}" + pd.DataFrame(show).rename_axis('times the own width at').to_html()
 
-# %% ../nbs/22_uncertainty.ipynb #33d201ea
+# %% ../nbs/22_uncertainty.ipynb #fa8bc58d
+def _enough(conf, levels, group, few):
+    bad = [lv for lv in levels if not np.isfinite(conf.at(lv, 'cell', group))]
+    if not bad: return
+    best = GRID[np.isfinite(conf.radius['cell'][group])].max(initial=0)
+    msg = f"a band of level {max(bad):g} needs at least {min_cells(max(bad))} calibration cells, got {conf.cells[group]}{f' of group {group!r}' if group else ''}: the highest level that they support is {best:g}"
+    if few == 'warn': warnings.warn(msg + "; above it bands are infinite", stacklevel=3)
+    else: raise InputError(msg)
+
+# %% ../nbs/22_uncertainty.ipynb #227d875f
 def calibrate(
     pred:np.ndarray, # (n, H) point forecasts or (n, H, Q) quantiles of calibration windows, SOH
     targ:np.ndarray, # (n, H) truth; NaN where it is not known
@@ -179,14 +188,6 @@ def calibrate(
     made = Conformal(radius, counts, None if final is None else tuple(map(float, final)), None if qlevels is None else tuple(map(float, qlevels)), note or {})
     for g in counts: _enough(made, levels, g, few)
     return made
-
-def _enough(conf, levels, group, few):
-    bad = [lv for lv in levels if not np.isfinite(conf.at(lv, 'cell', group))]
-    if not bad: return
-    best = GRID[np.isfinite(conf.radius['cell'][group])].max(initial=0)
-    msg = f"a band of level {max(bad):g} needs at least {min_cells(max(bad))} calibration cells, got {conf.cells[group]}{f' of group {group!r}' if group else ''}: the highest level that they support is {best:g}"
-    if few == 'warn': warnings.warn(msg + "; above it bands are infinite", stacklevel=3)
-    else: raise InputError(msg)
 
 # %% ../nbs/22_uncertainty.ipynb #b78eb4e2
 def _bands(conf, pred, radius, ruler=None): # radius (n,) -> lo, hi
@@ -254,7 +255,7 @@ def difficulty(
     jitter = torch.diff(ctx, dim=1).std(1, keepdim=True)
     return (lines.amax(0) - lines.amin(0) + jitter).numpy().astype(float)
 
-# %% ../nbs/22_uncertainty.ipynb #d6786a56
+# %% ../nbs/22_uncertainty.ipynb #eb64530b
 def coverage(
     lo:np.ndarray, # (n, H) lower bounds, SOH
     hi:np.ndarray, # (n, H) upper bounds
@@ -270,6 +271,7 @@ def coverage(
     share = by.hit.sum()/by.n.sum()
     return pd.Series(dict(rows=t.hit.sum()/t.n.sum(), points=share.mean(), curves=by.whole.mean().mean(), cells=by.whole.all().mean(), worst=share.quantile(.1), width=100*t.width.sum()/t.n.sum(), n_cells=len(share)))
 
+# %% ../nbs/22_uncertainty.ipynb #2166c1a6
 def interval_score(
     lo:np.ndarray, # (n, H)
     hi:np.ndarray, # (n, H)
@@ -299,7 +301,7 @@ def crps(
     edges = np.concatenate([[0], (np.asarray(qlevels)[1:]+np.asarray(qlevels)[:-1])/2, [1]])
     return float(2*np.diff(edges) @ pinball(pred, targ, qlevels))
 
-# %% ../nbs/22_uncertainty.ipynb #6596cbb1
+# %% ../nbs/22_uncertainty.ipynb #45244268
 def crossing(
     soh:np.ndarray, # (n, H)
     eol:float=.8, # threshold, SOH
@@ -313,6 +315,7 @@ def crossing(
     run = np.lib.stride_tricks.sliding_window_view(below, hold, axis=1).all(-1)
     return np.where(run.any(1), run.argmax(1), soh.shape[1])
 
+# %% ../nbs/22_uncertainty.ipynb #19632501
 def eol_interval(
     mid:np.ndarray, # (n, H) the forecast, SOH
     lo:np.ndarray, # (n, H) lower bound of a band of unit 'curve' or 'cell'
