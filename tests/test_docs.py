@@ -36,7 +36,7 @@ def add_sample(copy):
     book = [new.new_raw_cell('---\nskip_exec: true\n---'),
             new.new_markdown_cell('# Sample\n> One of everything, with $x^2$ in the subtitle.\n\nIntroduction that must survive.'),
             new.new_code_cell('#| default_exp sample'), new.new_code_cell('#| export\nimport os'), new.new_code_cell('#| hide\nimport sys'),
-            new.new_markdown_cell('## Equations\n\nInline $\\tau$ and\n\n$$\\dot{s} = -\\frac{s}{\\tau}$$\n\n::: {.callout-warning}\n## Mind the gap\nIn a callout.\n:::\n\nSee [core](00_core.ipynb#named-generators).'),
+            new.new_markdown_cell('## Equations\n\nInline $\\tau$ and\n\n$$\\dot{s} = -\\frac{s}{\\tau}$$\n\n::: {.callout-warning}\n## Mind the gap\nIn a callout.\n:::\n\nSee [core](00_core.ipynb#named-generators), [its `stream`](00_core.ipynb) and `stream`.'),
             new.new_code_cell('#| export\ndef sample_function(x): return x'),
             new.new_code_cell('#| echo: false\nsecret_source = 1', outputs=out(text_html='<table border="1"><tr><td>html &amp; table</td></tr></table>')),
             new.new_code_cell('#| include: false\nnever_shown = 1', outputs=out(text_plain='never shown output')),
@@ -89,6 +89,7 @@ def test_directives_front_matter_and_links_of_the_sample(site):
     for shown in ('html &amp; table', '<strong>bold as is</strong>', 'a&lt;b', 'as_is'): assert shown in body, shown
     assert re.search(r'class="callout callout-warning".*?Mind the gap', body, flags=re.S) and '<h2 id="mind-the-gap"' not in body
     assert 'href="core.html#named-generators"' in body
+    assert '<a href="core.html">its <code>stream</code></a> and <a href="core.html#stream"><code>stream</code></a>' in body, 'links do not nest'
     assert '<code id="sample_function">' in body
     assert 'href="../sample.html"' in (site/'studies'/'deep.html').read_text()
 

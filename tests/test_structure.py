@@ -87,6 +87,19 @@ def test_studies_export_nothing(path):
     for c in code(path): assert not directives(c['source']) & {'export', 'exporti', 'exports', 'default_exp'}
 
 
+def test_no_undefined_names(sh):
+    "As ruff sees them, except in quoted annotations: a module may name a type there that it must not import at the top."
+    found = json.loads(sh('ruff', 'check', '--isolated', '--select', 'F821', '--output-format', 'json', 'nbs', ok=False).stdout)
+    real = []
+    for f in found:
+        book = json.loads(open(f['filename']).read())['cells']
+        line = ''.join(book[f['cell'] - 1]['source']).splitlines()[f['location']['row'] - 1]
+        before = line[:f['location']['column'] - 1]
+        assert f['message'].split('`')[1] in line
+        if not (before.count("'") % 2 or before.count('"') % 2): real.append(f"{f['filename']} cell {f['cell']}: {f['message']}: {line.strip()}")
+    assert not real, '\n'.join(real)
+
+
 # ---------------------------------------------------------------- what notebooks store
 @pytest.mark.parametrize('path', **ids(ALL))
 def test_title_and_subtitle(path):

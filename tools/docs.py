@@ -89,6 +89,7 @@ def defined_names(src):
 def prepare(root, cfg):
     "Fill `_proc` with processed notebooks; returns that folder."
     from nbdev import processors as P, serve
+    from nbdev.doclinks import NbdevLookup
     from nbdev.frontmatter import FrontmatterProc
 
     class KeepIntro(FrontmatterProc):
@@ -109,10 +110,17 @@ def prepare(root, cfg):
             if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body): del cell['source']
             else: cell.metadata['defines'] = list(defined_names(cell.source))
 
+    def add_links(cell):
+        "As nbdev's, but symbols inside an existing link stay as they are: links do not nest."
+        if cell.cell_type != 'markdown' or not cell.source: return
+        kept = []
+        src = re.sub(r'\[[^\[\]]*\]\([^()]*\)', lambda m: kept.append(m.group(0)) or f'\x00{len(kept)-1}\x00', cell.source)
+        cell.source = re.sub(r'\x00(\d+)\x00', lambda m: kept[int(m.group(1))], NbdevLookup().linkify(src))
+
     class Filters(P.FilterDefaults):
         def base_procs(self):
             return [KeepIntro, P.populate_language, P.strip_ansi, P.hide_line, P.filter_stream_, P.rm_header_dash,
-                    show_export, P.ai_magics, P.clean_magics, P.hide_, P.add_links, P.strip_hidden_metadata]
+                    show_export, P.ai_magics, P.clean_magics, P.hide_, add_links, P.strip_hidden_metadata]
 
     local = root/'nbs'/'_quarto.yml'
     serve.FilterDefaults = Filters
