@@ -94,13 +94,13 @@ def voltage(
     un, _ = _lookup(0, np.asarray(x + rate*e.lag_neg/e.neg))
     return up - un + e.drop(rate)
 
-# %% ../nbs/11_simulate.ipynb #25327723
+# %% ../nbs/11_simulate.ipynb #423bf586
 def solve_x(
     e:Electrodes, # the cell
     volt:np.ndarray|float, # terminal voltage to reach in V
     rate:np.ndarray|float, # C-rate; > 0 charges
     x:np.ndarray|None=None, # a first guess, e.g. the solution one cycle ago
-    steps:int=14, # iterations; 2 to 4 suffice with a good guess
+    steps:int=14, # iterations; 3 to 8 suffice with a good guess
 )->np.ndarray: # stoichiometry of the negative electrode at which the voltage is reached
     "Inverts `voltage`: Newton steps kept inside a shrinking bracket, for all cells at once."
     sp, sn = rate*e.lag_pos, rate*e.lag_neg/e.neg
@@ -117,7 +117,7 @@ def solve_x(
         x = np.where((np.abs(step) <= wide) & (x + step >= lo) & (x + step <= hi), x + step, lo + wide)
     return x
 
-# %% ../nbs/11_simulate.ipynb #7a2ae4c5
+# %% ../nbs/11_simulate.ipynb #a90d4323
 @dataclass(frozen=True)
 class Chemistry:
     "Design and kinetics of one cell type; rates of ageing hold at 25 degC, 1C charge and discharge."
@@ -140,8 +140,8 @@ class Chemistry:
 CHEMISTRIES = dict(
     LFP=Chemistry(2.0, 3.6, .81, .93, .020, 2.0, 2.0, .0078, .020, 7e-4, 2.0e-5, .4e-5, 2.2e-5, 7e-5, 17.),
     NMC=Chemistry(2.5, 4.2, .9014, .9084, .045, 1.5, 1.5, .126, .0193, 1.6e-3, 4.5e-5, 6e-5, 4e-5, 5e-5, 12.),
-    NCA=Chemistry(2.65, 4.2, .85, .95, .050, 1.5, 1.5, .040, .030, 4.0e-3, 7e-5, 9e-5, 5e-5, 6e-5, 9.),
-    LCO=Chemistry(2.75, 4.2, .80, .94, .050, 1.5, 1.5, .040, .030, 9e-4, 6e-5, 8e-5, 5e-5, 6e-5, 13.))
+    NCA=Chemistry(2.65, 4.2, .85, .93, .050, 1.5, 1.5, .040, .030, 4.0e-3, 7e-5, 9e-5, 5e-5, 6e-5, 9.),
+    LCO=Chemistry(2.75, 4.2, .80, .92, .050, 1.5, 1.5, .040, .030, 9e-4, 6e-5, 8e-5, 5e-5, 6e-5, 13.))
 ENERGY_KJ = dict(ohm=-20., i0_pos=39.57, i0_neg=37.48, lag_pos=-18.55, lag_neg=-42.77, sei=50., cyc=25., lam_pos=35., lam_neg=15.)
 
 def _warmth(what, temp_c): # Arrhenius factor against 25 degC
@@ -205,8 +205,8 @@ def _rates(p, lost, temp_c, e, x_cc): # per cycle: d(sei^2), cyc, pl, lam_pos, l
 def _ambient(p, cycle): # degC at a cycle number, the seasons included
     return p['temperature_c'] + p['season_c']*np.sin(2*np.pi*(cycle/p['season_cycles'] + p['season_phase']))
 
-# %% ../nbs/11_simulate.ipynb #3326a56b
-def _march(p, ds=.002, floor=.3, limit=20_000, most=25., max_steps=4000, steps=4): # knots (K, n): cycle, soh, the five losses
+# %% ../nbs/11_simulate.ipynb #d160901d
+def _march(p, ds=.002, floor=.3, limit=20_000, most=25., max_steps=4000, steps=8): # knots (K, n): cycle, soh, the five losses
     lost, cycle, d = _unaged(p['pos']), np.zeros_like(p['pos']), np.ones_like(p['pos'])
     guess, x_cc, last, out = (None, None), None, None, []
     for i in range(max_steps):
@@ -225,10 +225,10 @@ def _march(p, ds=.002, floor=.3, limit=20_000, most=25., max_steps=4000, steps=4
         lost = dict(sei=np.sqrt(lost['sei']**2 + k2*d)) | {k: np.minimum(lost[k] + r*d, .9) for k, r in zip(_LOSSES[1:], lin)}
     return dict(zip(('cycle', 'soh') + _LOSSES, map(np.stack, zip(*out))))
 
-def _crossing(h, level): # (n,) cycle at which the state of health first reaches a level, linear between knots
+def _crossing(h, level): # (n,) cycle at which the state of health first reaches a level, linear between knots; the last knot if it never does
     i = np.maximum((h['soh'] <= level).argmax(0), 1)
     (t0, t1), (s0, s1) = ((np.take_along_axis(v, np.stack([i - 1, i]), 0)) for v in (h['cycle'], h['soh']))
-    return t0 + (t1 - t0)*((s0 - level)/np.maximum(s0 - s1, 1e-9)).clip(0, 1)
+    return np.where((h['soh'] <= level).any(0), t0 + (t1 - t0)*((s0 - level)/np.maximum(s0 - s1, 1e-9)).clip(0, 1), h['cycle'][-1])
 
 # %% ../nbs/11_simulate.ipynb #3018334d
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ class Ageing:
                 out[k][m] = np.sqrt(np.interp(cycle[m], t, v*v)) if k == 'sei' else np.interp(cycle[m], t, v)
         return out
 
-# %% ../nbs/11_simulate.ipynb #0df971ab
+# %% ../nbs/11_simulate.ipynb #53f109ea
 def age(
     pars:pd.DataFrame, # parameters from `draw_cells`
     min_cycles:int=100, # a cell that would stop sooner is slowed down until it does not
@@ -330,8 +330,7 @@ def age(
     for _ in range(6):
         most = np.where(p['season_c'] > 0, p['season_cycles']/30, 300.)
         h = _march(p, ds, np.minimum(p['soh_stop'], .95) - .02, p['max_cycles'] + 1, most)
-        last = np.where((h['soh'] <= p['soh_stop']).any(0), _crossing(h, p['soh_stop']), np.inf)
-        last = np.minimum(np.ceil(last), p['max_cycles']).astype(int)
+        last = np.minimum(np.ceil(_crossing(h, p['soh_stop'])), p['max_cycles']).astype(int)
         slow = np.where(last < np.minimum(min_cycles, p['max_cycles']), 1.05*min_cycles/np.maximum(last, 1), 1.)
         if (slow == 1).all(): break
         p |= {k: p[k]/slow for k in ('a_cyc', 'b_pos', 'b_neg', 'k_pl')} | dict(k_sei=p['k_sei']/np.sqrt(slow))
@@ -453,13 +452,14 @@ def qv_curves(
         qv[i, np.searchsorted(cycles, cycle[m])] = (part.neg*(full - at)).clip(0)*p['nominal_cap_ah'][i]
     return dict(qv=qv, v=v.astype(np.float32), cycle=cycles, cell_id=p['cell_id'].to_numpy())
 
-# %% ../nbs/11_simulate.ipynb #c196a676
+# %% ../nbs/11_simulate.ipynb #7cf65fec
 def _resample(t, s, a, b, length): # (n, length): cubic Hermite through knots (K, n), read at `length` even steps from a to b
     h = np.diff(t, axis=0)
     d = np.diff(s, axis=0)/np.maximum(h, 1e-6)
     for j in range(1, len(h)): # behind the end of a test: straight on
         h[j], d[j] = np.where(h[j] > 0, h[j], h[j-1]), np.where(h[j] > 0, d[j], d[j-1])
-    m = np.concatenate([d[:1], (d[1:]*h[:-1] + d[:-1]*h[1:])/(h[1:] + h[:-1]), d[-1:]])
+    inner = np.maximum((d[1:]*h[:-1] + d[:-1]*h[1:])/(h[1:] + h[:-1]), 3*np.maximum(d[1:], d[:-1])) # Fritsch and Carlson: what falls stays falling
+    m = np.concatenate([d[:1], inner, d[-1:]])
     c2, c3 = (3*d - 2*m[:-1] - m[1:])/h, (m[:-1] + m[1:] - 2*d)/(h*h)
     n, step = t.shape[1], (b - a)/(length - 1)
     at = np.ceil((t[1:-1] - a)/step).clip(0, length).astype(np.int64)
@@ -475,16 +475,24 @@ def _prior_cells(gen, n): # parameters of n cells from all groups, float32, no s
     p = {k: v.astype(np.float32) if v.dtype.kind == 'f' else v for k, v in p.items()}
     return {k: v.astype(np.float32) for k, v in _balance(p, rounds=3).items()} | dict(row=p['row'].astype(np.int32), cv=p['cv'])
 
-def _prior_march(p, knots=16, steps=2): # the coarse march, to the end of each test
-    return _march(p, ds=(p['start'] - p['soh_stop'])/knots, floor=p['soh_stop'], limit=1e5, most=np.float32(1e5), steps=steps)
+def _prior_march(p, knots=16, steps=3): # the coarse march, to the end of each test
+    h = _march(p, ds=(p['start'] - p['soh_stop'])/knots, floor=p['soh_stop'], limit=1e5, most=np.float32(1e5), max_steps=12*knots, steps=steps)
+    odd = np.flatnonzero((np.diff(h['soh'], axis=0) > 1e-5).any(0))
+    if steps > 9 or not len(odd): return h
+    again = _prior_march({k: v[odd] for k, v in p.items()}, knots, 14) # a capacity that rises may not have been solved to the end
+    for k, v in h.items():
+        n = max(len(v), len(again[k]))
+        h[k] = np.concatenate([v, np.repeat(v[-1:], n - len(v), 0)])
+        h[k][:, odd] = np.concatenate([again[k], np.repeat(again[k][-1:], n - len(again[k]), 0)])
+    return h
 
-# %% ../nbs/11_simulate.ipynb #7d3d52d2
+# %% ../nbs/11_simulate.ipynb #d688ab4d
 def simulate_prior(
     n:int, # curves
     length:int=256, # rows per curve
     seed:int=0, # same seed, same curves
     span:tuple[float, float]=(.08, 1.), # share of a test that a curve covers, drawn log-uniformly
-    chunk:int=4096, # cells marched together
+    chunk:int=8192, # cells marched together
 )->np.ndarray: # (n, length) float32 clean state of health
     """Many ageing curves from the same physics in coarse steps, each a random window of a random test.
 
