@@ -1,5 +1,5 @@
 """What a user installs: the wheel holds everything it needs, imports at once, and works away from the checkout."""
-import os, re, subprocess, sys, zipfile
+import ast, importlib.metadata, os, re, subprocess, sys, zipfile
 import pytest
 from conftest import ROOT
 
@@ -73,3 +73,27 @@ def test_public_names():
 def test_public_names_resolve(name):
     import battnb
     assert callable(getattr(battnb, name))
+
+
+def declared(*extras):
+    "Distributions that pyproject.toml names, for a plain install and for some extras."
+    import tomllib
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
+    lines = project['dependencies'] + [d for e in extras for d in project['optional-dependencies'][e]]
+    return {re.match(r'[\w.-]+', d).group(0).lower().replace('_', '-') for d in lines}
+
+
+def test_every_import_of_the_package_is_declared():
+    "At the top of a module: a plain dependency. Inside a function: a plain one or one of an extra for users."
+    dists = importlib.metadata.packages_distributions()
+    plain, optional, missing = declared(), declared('edge', 'readers', 'studies'), []
+    for path in sorted((ROOT/'battnb').glob('*.py')):
+        top = ast.parse(path.read_text())
+        for node in ast.walk(top):
+            if isinstance(node, ast.Import): names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0: names = [node.module]
+            else: continue
+            for name in {n.split('.')[0] for n in names} - set(sys.stdlib_module_names) - {'battnb', 'IPython', '__main__'}:
+                have = {d.lower().replace('_', '-') for d in dists.get(name, [name])}
+                if not have & (plain if node in top.body else plain | optional): missing.append(f'{path.name}:{node.lineno} {name}')
+    assert not missing, f'add to pyproject.toml: {missing}'
