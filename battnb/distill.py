@@ -326,7 +326,7 @@ class Committee(nn.Module):
         return torch.stack([a[:, :min(x.shape[1] for x in answers)] for a in answers])
     def forward(self, ctx:torch.Tensor)->torch.Tensor: return self.each(ctx).mean(0)
 
-# %% ../nbs/60_distill.ipynb #8fe8aeb8
+# %% ../nbs/60_distill.ipynb #09b2a0d3
 @dataclass(frozen=True)
 class Stage:
     "One training run of a distillation."
@@ -340,7 +340,8 @@ def two_stage(
     *,
     start:float=.1, # weight of the truth at the beginning
     end:float=.9, # and at the end
-    distance:str|dict='response', # teacher term; a dictionary {name: options} passes options
+    truth:str='truth', # term for the truth, e.g. 'truth_abs' where single cells are wild
+    distance:str|dict='response', # term for the teacher; a dictionary {name: options} passes options
     share:float=.1, # of the steps and of the learning rate, for the second stage; 0 leaves it out
     **more, # further terms, as in `Recipe`
 )->list[Stage]:
@@ -349,7 +350,7 @@ def two_stage(
     Raises `ValueError` unless 0 <= start, end <= 1."""
     if not (0 <= start <= 1 and 0 <= end <= 1): raise ValueError(f"start and end must lie in 0..1, got {start} and {end}")
     name, options = next(iter(distance.items())) if isinstance(distance, dict) else (distance, {})
-    def recipe(a, b): return Recipe(truth=(a, b), **{name: dict(weight=(1 - a, 1 - b), **options)}, **more)
+    def recipe(a, b): return Recipe(**{truth: (a, b), name: dict(weight=(1 - a, 1 - b), **options)}, **more)
     stages = [Stage(recipe(start, end), steps, lr)]
     return stages + [Stage(recipe(end, end), max(1, round(share*steps)), share*lr)] if share else stages
 
