@@ -155,7 +155,7 @@ def tune(
     if adapter: lora.save_pretrained(str(adapter))
     return lora.merge_and_unload().eval()
 
-# %% ../nbs/33_tune.ipynb #98aaa093
+# %% ../nbs/33_tune.ipynb #4a44c367
 def leave_one_set_out(
     base:BatteryTimer,
     sets:dict[str, Cells], # measured cells available for training, by set
@@ -166,6 +166,7 @@ def leave_one_set_out(
     groups:dict[str, str]|None=None, # set -> group of sets that leave together (same cell type, say)
     seed:int=0,
     ckpt_dir:str|Path|None=None, # folder for checkpoints
+    keep:dict|None=None, # receives {(candidate, held_out): quantiles (n, H, Q)}, e.g. to calibrate intervals
 )->pd.DataFrame: # candidate, held_out, mae, best_naive (name), naive_mae, ratio
     "Every candidate judged on every set that its tuning did not see. Raises `ValueError` unless there are two groups of sets."
     groups = groups or {n: n for n in sets}
@@ -179,7 +180,9 @@ def leave_one_set_out(
             file = Path(ckpt_dir)/f'leave-{group}-{name}.pt' if ckpt_dir else None
             model = base if cfg is None else tune(base, rest, cfg, seed=seed, ckpt=file)
             for n in out:
-                mae, best = metrics(predict(model, windows[n].ctx, windows[n].targ.shape[1]), windows[n].targ)['mae'], min(naive[n], key=naive[n].get)
+                q, best = predict(lambda x, hor: model.quantiles(x)[:, :hor], windows[n].ctx, windows[n].targ.shape[1]), min(naive[n], key=naive[n].get)
+                if keep is not None: keep[name, n] = q
+                mae = metrics(q[..., q.shape[-1]//2], windows[n].targ)['mae']
                 rows.append(dict(candidate=name, held_out=n, mae=mae, best_naive=best, naive_mae=naive[n][best], ratio=mae/naive[n][best]))
     return pd.DataFrame(rows)
 
