@@ -154,7 +154,7 @@ class EulerCell(Cell):
 def _saturated(tally:Counter|None, name:str, x:np.ndarray)->None: # count what sat16 will clip
     if tally is not None: tally.update({name: int((sat16(x) != x).sum()), f'{name}s': x.size})
 
-# %% ../nbs/80_deploy.ipynb #e87f66de
+# %% ../nbs/80_deploy.ipynb #6905f3ac
 def quantize_cell(
     cell, # a liquid layer: weight, weight_in, bias, tau, A, dt, is_fused
     u_scale:float, # value of one unit of its input
@@ -169,7 +169,7 @@ def quantize_cell(
     while cell.is_fused and one + nearest(one*leak).max() + nearest(one*dt) > 65535: one -= 1
     if not cell.is_fused and (load := nearest(one*leak).max() + nearest(one*dt)) > one:
         raise InputError(f"cell: explicit Euler needs dt + dt/tau <= 1, got {load/one:.5f}; take a smaller dt, or the fused cell")
-    layer = quantize_dense(w, b, 2.**-bits, 2.**-GATE_BITS, w_in, u_scale, u_max, 'cell')
+    layer = quantize_dense(w, b, 2.**-bits, 2.**-GATE_BITS, w_in, u_scale, u_max, what='cell')
     return (FusedCell if cell.is_fused else EulerCell)(layer, gate_table(one*dt), nearest(one*leak), nearest(A*2**bits), one, bits)
 
 # %% ../nbs/80_deploy.ipynb #ebb641b6

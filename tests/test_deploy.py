@@ -102,6 +102,15 @@ def test_the_bound_of_a_layer_holds(seed, rows, cols, scale):
     layer(x)
 
 
+def test_only_columns_in_time_hand_on_their_rounding():
+    m, q = liquid(), D.quantize_liquid(liquid())
+    for layer, w in ((q.body.dense, m.cell.weight), (q.head, m.head.weight)):
+        row = np.abs(w).max(1, keepdims=True)/127
+        assert (np.abs(layer.w).max(1) == 127).all() and np.abs(layer.w - w/row).max() <= .5
+    gap = np.cumsum(q.skip.w*np.abs(m.skip.weight).max(1, keepdims=True)/126 - m.skip.weight, 1)
+    assert (np.abs(gap) <= .51*np.abs(m.skip.weight).max(1, keepdims=True)/126).all()
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------------------
 
 def test_refusals_state_the_bound():
