@@ -16,20 +16,30 @@ def _u(gen, lo, hi, n): return gen.uniform(lo, hi, (n, 1))
 def _lu(gen, lo, hi, n): return np.exp(gen.uniform(np.log(lo), np.log(hi), (n, 1)))
 def _some(gen, n, share): return gen.random((n, 1)) < share
 
-# %% ../nbs/13_augment.ipynb #ec4ffff1
-def power(t, gen): return -_lu(gen, .01, .6, len(t))*t**_lu(gen, .35, 2.5, len(t))
-def film(t, gen):
+# %% ../nbs/13_augment.ipynb #69dc1f83
+def power(t:np.ndarray, gen:np.random.Generator)->np.ndarray:
+    "A power of time."
+    return -_lu(gen, .01, .6, len(t))*t**_lu(gen, .35, 2.5, len(t))
+def film(t:np.ndarray, gen:np.random.Generator)->np.ndarray:
+    "A film that thickens: square root and straight line, mixed."
     w = _u(gen, 0, 1, len(t))
     return -_lu(gen, .02, .5, len(t))*(w*np.sqrt(t) + (1-w)*t)
-def knee(t, gen):
+def knee(t:np.ndarray, gen:np.random.Generator)->np.ndarray:
+    "A slow line, then a faster one."
     n = len(t); k, w, b = _u(gen, .2, 1.1, n), _lu(gen, .01, .15, n), _lu(gen, .015, 4., n)
     return -_lu(gen, .02, .3, n)*t - b*w*np.logaddexp(0, (t-k)/w)
-def exponential(t, gen):
+def exponential(t:np.ndarray, gen:np.random.Generator)->np.ndarray:
+    "Fade that feeds on itself."
     n = len(t); b = _u(gen, 1, 8, n)
     return -_lu(gen, .01, .4, n)*np.expm1(b*t)/np.expm1(b) - _lu(gen, .005, .2, n)*t
-def rising(t, gen): return -_lu(gen, .002, .05, len(t))*np.expm1(-t/_lu(gen, .02, .4, len(t))) - _lu(gen, .01, .4, len(t))*t**_lu(gen, .7, 1.8, len(t))
-def saturating(t, gen): return _lu(gen, .02, .4, len(t))*np.expm1(-t/_lu(gen, .05, .8, len(t))) - _lu(gen, .005, .15, len(t))*t
-def piecewise(t, gen):
+def rising(t:np.ndarray, gen:np.random.Generator)->np.ndarray:
+    "Capacity that first rises."
+    return -_lu(gen, .002, .05, len(t))*np.expm1(-t/_lu(gen, .02, .4, len(t))) - _lu(gen, .01, .4, len(t))*t**_lu(gen, .7, 1.8, len(t))
+def saturating(t:np.ndarray, gen:np.random.Generator)->np.ndarray:
+    "Fade that slows down."
+    return _lu(gen, .02, .4, len(t))*np.expm1(-t/_lu(gen, .05, .8, len(t))) - _lu(gen, .005, .15, len(t))*t
+def piecewise(t:np.ndarray, gen:np.random.Generator)->np.ndarray:
+    "Slopes that change with the protocol."
     n = len(t); s = -_lu(gen, .01, .3, n)*t
     for _ in range(3): s = s - gen.normal(0, .15, (n, 1))*np.maximum(t - _u(gen, 0, 1, n), 0)*_some(gen, n, .6)
     return s

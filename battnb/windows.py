@@ -44,8 +44,8 @@ def efc(
     charge = cap_ah if charge_cap_ah is None else np.where(np.isnan(charge_cap_ah), cap_ah, charge_cap_ah)
     return np.cumsum(cap_ah + charge)/(2*nominal_cap_ah)
 
-# %% ../nbs/12_windows.ipynb #d709286f
-@dataclass(frozen=True)
+# %% ../nbs/12_windows.ipynb #7abae074
+@dataclass(frozen=True, repr=False, eq=False)
 class Windows:
     "Pairs of context and target, with the cell and the cut-off of each."
     ctx:torch.Tensor     # (n, L) SOH, float32, newest last
@@ -57,6 +57,7 @@ class Windows:
     def __len__(self)->int: return len(self.ctx)
     def take(self, rows)->'Windows': return Windows(self.ctx[rows], self.targ[rows], self.cell_id[rows], self.cutoff[rows], self.dataset[rows])
     def of(self, cell_ids)->'Windows': return self.take(np.isin(self.cell_id, list(cell_ids)))
+    def __repr__(self)->str: return f"Windows({len(self)}, {self.ctx.shape[1]} -> {self.targ.shape[1]} cycles, {len(np.unique(self.cell_id))} cells)"
     def _repr_html_(self):
         shape = f"{len(self)} windows, {self.ctx.shape[1]} → {self.targ.shape[1]} cycles, {len(np.unique(self.cell_id))} cells"
         return f"<b>Windows</b> {shape} of {', '.join(np.unique(self.dataset))}"
