@@ -114,7 +114,7 @@ def log_var(
     var = (np.where(ok, diff.q - mean[..., None], 0.)**2).sum(-1)/np.maximum(n, 1)
     with np.errstate(divide='ignore'): return np.where(n > 1, np.log10(var), np.nan)
 
-# %% ../nbs/06_curves.ipynb #f65aa92c
+# %% ../nbs/06_curves.ipynb #cf0dc61d
 _EARLY = dict(matr_clo=('early.npz', 'matr_clo_qv', 'q'), calce=('early.npz', 'calce_qv', 'q'), nasa=('early.npz', 'nasa_qv', 'q'),
               tju=('early.npz', 'tju_partial_charge', 'charge'), sdu=('early.npz', 'sdu_partial_charge', 'charge'),
               hust=('early_dq.npz', 'hust_dqv', 'dq'), snl=('early_dq.npz', 'snl_dqv', 'dq'), cruh=('early_dq.npz', 'cruh_dqv', 'dq'))
@@ -127,10 +127,12 @@ def load_early(
     key = name.lower(); source = 'matr_clo' if key in ('matr', 'clo') else key
     if source not in _EARLY: raise InputError(f"no early curves called {name!r}: there are {', '.join(['matr', 'clo', *_EARLY])}")
     file, array, kind = _EARLY[source]; root = data_root()
-    if root is None or not (root/file).exists(): raise InputError(f"early curves {name!r} need {file} in the folder BATTNB_DATA, which {'is not set' if root is None else 'does not hold it'}")
+    if root is None or not (root/file).exists():
+        raise InputError(f"early curves {name!r} need {file} in the folder BATTNB_DATA, which {'is not set' if root is None else 'does not hold it'}")
     with np.load(root/file) as z:
         q = z[array]; get = lambda part, default: z[f'{source}_{part}'] if f'{source}_{part}' in z.files else default
-        cells, v = get('cell_id', None).tolist(), get('v', np.arange(q.shape[2], dtype=float)); cycle = get('cycle', np.arange(1, q.shape[1] + 1))
+        cells, v = get('cell_id', None).tolist(), get('v', np.arange(q.shape[2], dtype=float))
+        cycle = get('cycle', np.arange(1, q.shape[1] + 1))
         notes = [f"{len(z['matr_clo_repaired'])} corrupt curves are interpolated over neighbouring cycles"] if source == 'matr_clo' else []
     if kind == 'dq': notes.append('differences to about cycle 10, rounded to 0.001 Ah, on an unnamed descending voltage grid: v is its index')
     if clip_ah is not None: q = np.clip(q, -clip_ah, clip_ah)

@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from battnb.core import InputError
-from battnb.coulomb import Meter, Raw, count_cycles, to_cycles
+from battnb.coulomb import Meter, Raw, to_cycles
 from battnb.curves import load_early, qv_matrix
-from battnb.cyclers import chain, cycles_from_file, cycles_from_folder, is_raw, layout, match_columns, read_raw
+from battnb.cyclers import cycles_from_file, cycles_from_folder, is_raw, read_raw
+from battnb.headers import match_columns
 
 RAW = Path(os.environ.get('BATTNB_DATA', '/nowhere'))/'raw'
 real = pytest.mark.skipif(not RAW.is_dir(), reason='needs BATTNB_DATA/raw')
@@ -177,7 +178,7 @@ def test_clock_faults_are_counted_and_do_no_harm():
     table, notes = to_cycles(Raw(samples(test_time_s=CELL.step_t))); assert notes[0]['code'] == 'clock_restart'; np.testing.assert_allclose(table.cap_ah, CAPS, atol=.02)
 
 def test_gap_is_not_integrated_and_resumed_numbering_goes_on():
-    s = samples(); half = len(s)//2; again = pd.concat([s[s.cycle <= 2], s[s.cycle <= 2].assign(test_time_s=lambda d: d.test_time_s + 1e6)], ignore_index=True)
+    s = samples(); again = pd.concat([s[s.cycle <= 2], s[s.cycle <= 2].assign(test_time_s=lambda d: d.test_time_s + 1e6)], ignore_index=True)
     table, notes = to_cycles(Raw(again)); assert table.cycle.tolist() == [1, 2, 3, 4]; assert 'cycle_restart' in [n['code'] for n in notes]
     at = int(np.flatnonzero(CELL.i < 0)[50]); t = s.test_time_s.copy(); t[at:] += 8*3600
     table, notes = to_cycles(Raw(s.assign(test_time_s=t))); assert notes[0]['code'] == 'gap'; np.testing.assert_allclose(table.cap_ah, CAPS, atol=.02)
@@ -210,7 +211,7 @@ def test_mutated_bytes_never_escape_as_other_errors(tmp_path):
         except InputError: pass
 
 def test_flicker_does_not_fill_the_memory():
-    n = 60_000; rng = np.random.default_rng(1); meter = Meter(); meter.most = 5000
+    n = 60_000; rng = np.random.default_rng(1); meter = Meter(most=5000)
     t = np.arange(n)*1.; base = np.where(t % 7200 < 3600, 1., -1.)
     s = pd.DataFrame(dict(test_time_s=t, current_a=base + 3*rng.choice([-1, 1], n), voltage_v=3.6 + .5*np.sin(2*np.pi*t/7200 - np.pi/2), cycle=1 + t//7200))
     for k in range(0, n, 2500): meter.add(s.iloc[k:k+2500])
