@@ -18,8 +18,9 @@ from .core import RESULT_COLS, stream
 from .forecaster import Forecaster, check_ctx
 from .windows import Windows
 
-# %% ../nbs/21_evaluation.ipynb #eab86844
+# %% ../nbs/21_evaluation.ipynb #2ab1cb99
 @lru_cache
+@torch.inference_mode(False) # what is kept must also serve a training
 def poly_weights(
     k:int, # points to fit, the last ones
     hor:int, # H

@@ -39,8 +39,9 @@ class TimerCfg:
 
 TIMER_MINI = TimerCfg(d=96, layers=3, heads=4, ff=192, patch=12, ctx=960)
 
-# %% ../nbs/30_timer.ipynb #214b5bb2
+# %% ../nbs/30_timer.ipynb #b2e2be91
 @lru_cache(maxsize=64)
+@torch.inference_mode(False) # what is kept must also serve a training
 def _angles(n, d, theta):
     turn = torch.outer(torch.arange(n, dtype=torch.float32), theta**(-torch.arange(0, d, 2, dtype=torch.float32)/d)).repeat(1, 2)
     return turn.cos(), turn.sin()
@@ -179,11 +180,12 @@ def merge_adapter(
         with torch.no_grad(): layer.weight += config['lora_alpha']/config['r']*state[key.replace('lora_A', 'lora_B')] @ state[key]
     return model
 
-# %% ../nbs/30_timer.ipynb #959d1128
+# %% ../nbs/30_timer.ipynb #62095d5e
 LINES, PARABOLAS, MEMORIES, MEANS = (12, 24, 48, 96, 192, 384), (32, 64, 96, 192), (6, 16, 48), (1, 8, 32)
 N_CANDIDATES = len(LINES) + len(PARABOLAS) + len(MEMORIES) + len(MEANS)
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False) # what is kept must also serve a training
 def candidates(
     length:int, # L, values in the context
     hor:int, # H
