@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOTE_COLS', 'OPTIONAL', 'SOH_MAX', 'FEW_ROWS', 'MAH_ABOVE', 'FIRST', 'NAMED', 'PUBLISHED', 'Cells', 'concat',
-           'cycle_schema', 'problems', 'validate', 'read_cycles', 'load', 'split_cells', 'published_split',
-           'leave_one_dataset_out']
+           'cycle_schema', 'problems', 'validate', 'read_cycles', 'report', 'load', 'datasets', 'split_cells',
+           'published_split', 'leave_one_dataset_out']
 
-# %% ../nbs/10_data.ipynb #da85a92e
+# %% ../nbs/10_data.ipynb #7c752efa
 import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .core import InputError, assets_dir, data_root, stream
+from .sources import SOURCES
 from .tables import Source, Table, read_table
 
 # %% ../nbs/10_data.ipynb #4bcfd7d7
@@ -254,7 +255,7 @@ def validate(
     order = np.lexsort((df['cycle'], pd.factorize(df['cell_id'])[0]))
     return df.iloc[order].reset_index(drop=True)
 
-# %% ../nbs/10_data.ipynb #eca15ad9
+# %% ../nbs/10_data.ipynb #ddc7b619
 MAH_ABOVE = 500. # a median capacity above this, in Ah, is taken for mAh
 
 def _say(notes:list[dict], rule:str, message:str, cell=None, value=None)->None: notes.append(_problem(cell, None, rule, value, message, 'note'))
@@ -269,15 +270,18 @@ def _median(df:pd.DataFrame, column:str, first:int|None=None)->pd.Series: # per 
     return d.groupby('cell_id', sort=False)[column].median()
 
 def _to_ah(df:pd.DataFrame, stated:str|None, unit:str|None, nominal:pd.Series, notes:list[dict])->pd.DataFrame:
-    mid, unit = _median(df, 'cap_ah').abs(), unit or stated
-    if unit == 'mAh':
+    mid, given, unit = _median(df, 'cap_ah').abs(), unit, unit or stated
+    if given:
+        milli = (mid == mid) & (given == 'mAh')
+        _say(notes, 'unit given', f'capacity is in {given}, as the caller says')
+    elif unit == 'mAh':
         ratio = mid/1000/nominal.reindex(mid.index)
         milli = ~ratio.between(2e-4, 5e-3)                                  # a nominal capacity that says otherwise wins
         if milli.any(): _say(notes, 'mAh', 'capacity is in mAh, as stated: divided by 1000')
         if (~milli).any(): _say(notes, 'Ah under mAh', f'capacity under a heading in mAh can only be Ah, given the nominal capacity: taken as Ah (cell {_some(mid.index[~milli])})')
     else:
         ratio = mid/nominal.reindex(mid.index)
-        milli = ratio.between(200, 5000) | (ratio.isna() & (mid > MAH_ABOVE)) if unit is None or stated == unit else mid < 0
+        milli = ratio.between(200, 5000) | (ratio.isna() & (mid > MAH_ABOVE))
         if milli.any(): _say(notes, 'mAh under Ah', f"capacity under {'a heading in Ah' if unit else 'a heading without unit'} has a median of {mid[milli].median():.4g}, "
                              f"which can only be mAh: divided by 1000 (cell {_some(mid.index[milli])})", value=float(mid[milli].median()))
         if unit is None and (~milli).any(): _say(notes, 'unit assumed', f'capacity has no unit, median {mid[~milli].median():.4g}: taken as Ah')
@@ -443,7 +447,17 @@ def _assemble(df:pd.DataFrame, name:str, nominal:pd.Series, ref:pd.Series, measu
     if len(odd): notes = notes + [_problem(None, None, 'odd start', float(odd.iloc[0]), f'SOH starts at {_span(odd)}: is the nominal capacity right? (cell {_some(odd.index)})', 'note')]
     return Cells(cycles, cells.rename_axis('cell_id').reset_index(), name, measured, _notes(notes))
 
-# %% ../nbs/10_data.ipynb #929195cd
+# %% ../nbs/10_data.ipynb #bb2d581e
+def report(
+    cells:Cells, # as `read_cycles` gives it
+)->list[dict]: # keys `cell_id, n_cycles, cap_ah_first, cap_ah_last, problems`; cells left out have no capacities
+    "One plain row a cell, with what was found wrong with it."
+    said = cells.notes.dropna(subset=['cell_id']).groupby('cell_id', sort=False)['message'].agg(list).to_dict()
+    out = [dict(cell_id=r.cell_id, n_cycles=int(r.n_cycles), cap_ah_first=float(r.cap_ah_first), cap_ah_last=float(r.cap_ah_last), problems=said.pop(r.cell_id, []))
+           for r in cells.summary().itertuples()]
+    return out + [dict(cell_id=i, n_cycles=0, cap_ah_first=None, cap_ah_last=None, problems=m) for i, m in said.items()]
+
+# %% ../nbs/10_data.ipynb #9439738d
 NAMED = {'matr': 'MATR', 'clo': 'CLO', 'hust': 'HUST', 'tju': 'TJU', 'sunwoda': 'SUNWODA', 'sjtuie': 'SJTUIE', 'calce': 'CALCE', 'ev20': 'EV20',
          'nasa': 'NASA', 'rwth': 'RWTH', 'oxford': 'OXFORD', 'sdu_2nd': 'SDU_2ND', 'snl_diffbatt': 'SNL_DIFFBATT', 'cruh_diffbatt': 'CRUH_DIFFBATT'}
 
@@ -466,8 +480,23 @@ def load(
         return _from_tables(*map(_parquet, files), name, measured=False)
     if name not in NAMED: raise InputError(f"no data set is called {name!r}; there are: fleet, {', '.join(NAMED)}")
     root, pick = data_root(), dict(filters=[('dataset', '==', NAMED[name])])
-    if root is None: raise InputError(f"measured set {name!r} is not at hand: let BATTNB_DATA name a folder with cycles.parquet and cells.parquet, or load('fleet')")
-    return _from_tables(_parquet(root/'cycles.parquet', **pick), _parquet(root/'cells.parquet', **pick), name, measured=True)
+    if root is None: raise InputError(f"measured set {name!r} is not at hand: let BATTNB_DATA name a folder with cycles.parquet and cells.parquet, or load('fleet'). Its public source is {SOURCES[name].page}")
+    cycles = _parquet(root/'cycles.parquet', **pick)
+    if not len(cycles): raise InputError(f'{root/"cycles.parquet"} holds no data set {NAMED[name]}')
+    return _from_tables(cycles, _parquet(root/'cells.parquet', **pick), name, measured=True)
+
+# %% ../nbs/10_data.ipynb #bc520b0e
+def datasets()->pd.DataFrame: # `name, at_hand, measured, cells, title, licence, redistribution, page`
+    "What `load` knows, and whether it is at hand here."
+    root = data_root()
+    there = root is not None and (root/'cells.parquet').is_file()
+    counts = _parquet(root/'cells.parquet', columns=['dataset'])['dataset'].value_counts() if there else {}
+    fleet = assets_dir()/'fleet_cells.parquet'
+    own = [dict(name='fleet', at_hand=fleet.is_file(), measured=False, cells=len(_parquet(fleet, columns=['cell_id'])) if fleet.is_file() else None,
+                title='Simulated fleet', licence='Apache-2.0, part of this package', redistribution='ok', page='')]
+    named = [dict(name=n, at_hand=counts.get(k, 0) > 0, measured=True, cells=counts.get(k), title=SOURCES[n].title, licence=SOURCES[n].licence,
+                  redistribution=SOURCES[n].redistribution, page=SOURCES[n].page) for n, k in NAMED.items()]
+    return pd.DataFrame(own + named).astype({'cells': 'Int64'})
 
 # %% ../nbs/10_data.ipynb #bd635bca
 def _cut(names:np.ndarray, sizes:np.ndarray, shares:dict[str, float])->dict[str, list]: # whole groups, smallest share first

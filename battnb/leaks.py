@@ -107,7 +107,7 @@ def _exact(a, b)->bool: # for records too short for Eq. 1: the same numbers, up 
     at = np.interp(short[0], *long)
     return bool(np.ptp(short[1]) > .02 and short[0][-1] <= long[0][-1] + 1 and np.abs(short[1]/at/np.median(short[1]/at) - 1).max() < 5e-4)
 
-# %% ../nbs/15_leaks.ipynb #ef14d38b
+# %% ../nbs/15_leaks.ipynb #ead7d9ca
 def same_curves(
     a:Cells, b:Cells, # two sets that should share no cell
     limit:float=.85, # closer than this many noise widths is the same measurement
@@ -123,7 +123,8 @@ def same_curves(
         if near and limit <= min(plain) < 100 and far[i, near[0]] < .05 and np.ptp(curve[1]) > .1:
             tried = sorted((*_stretched(curve, B[j]), j) for j in near)
             if tried[0][0] < 1.9*limit and (len(tried) == 1 or tried[1][0] > 3*tried[0][0]): renumbered.append((a.ids[i], b.ids[tried[0][2]], *tried[0][:2]))
-    if len(renumbered) >= max(3, .1*min(len(A), len(B))): rows += renumbered                 # one is chance, many are a pattern
+    pairs = min(len({r[i] for r in rows + renumbered}) for i in (0, 1))
+    if pairs >= max(5, .3*min(len(A), len(B))): rows += renumbered                           # one is chance, many are a pattern
     return pd.DataFrame(rows, columns=['cell_a', 'cell_b', 'closeness', 'stretch']).drop_duplicates(['cell_a', 'cell_b'], ignore_index=True)
 
 # %% ../nbs/15_leaks.ipynb #04b62370

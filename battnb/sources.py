@@ -127,7 +127,7 @@ def _attempt(url:str, part:Path, note:Path, limit:int, timeout:float)->int|None:
             f.write(piece)
     return total
 
-# %% ../nbs/02_sources.ipynb #4f6acdaf
+# %% ../nbs/02_sources.ipynb #6cfadc80
 def download(
     url:str, # http or https
     path:str|Path, # where the file shall be; `NAME.part` beside it holds what has arrived
@@ -155,6 +155,7 @@ def download(
         if not resumed: break
     raise InputError(f'{path.name} from {url} is not the file it should be: SHA-256 {got[:16]}... instead of {sha256[:16]}..., nothing was kept')
 
+# %% ../nbs/02_sources.ipynb #ffd1db8b
 def _complete(url:str, part:Path, note:Path, size:int|None, timeout:float, tries:int, pause:float, limit:int)->bool: # until all has arrived; whether in several attempts
     fruitless, attempts, why, total = 0, 0, '', size
     while fruitless < tries:
