@@ -15,7 +15,7 @@ import pandas as pd
 from .core import InputError
 from .data import Cells
 
-# %% ../nbs/15_leaks.ipynb #23b13204
+# %% ../nbs/15_leaks.ipynb #59afba6d
 LEAK_COLS = ['kind', 'part_a', 'cell_a', 'part_b', 'cell_b', 'detail']
 OVERLAPS = { # data set -> the sets whose cells it contains, and how its ids or chemistry tell them
     'CRUH_DIFFBATT': {'CALCE': 'CALCE', 'RWTH': 'RWTH', 'HNEI': 'HNEI', 'UL_PUR': 'UL_PUR'}, 'CRUSH_DIFFBATT': {'CALCE': 'CALCE', 'RWTH': 'RWTH', 'SNL': 'SNL'},
@@ -33,16 +33,16 @@ def _same_names(a:str, b:str, A:Cells, B:Cells)->list[dict]: # same id, same sou
         out += [_leak('same record', a, r.cell_id_x, b, r.cell_id_y, f'both come from {r.source_repo}, {r.source_id}') for r in both.itertuples() if r.cell_id_x != r.cell_id_y]
     return out
 
-def _known(a:str, b:str, A:Cells, B:Cells)->list[dict]: # collections that contain one another
+def _known(a:str, b:str, A:Cells, B:Cells)->list[dict]: # collections that contain one another, and ids that name another set
     out = []
     for (pa, X, pb, Y) in ((a, A, b, B), (b, B, a, A)):
         if 'dataset' not in X.cells or 'dataset' not in Y.cells: continue
-        for whole, inner in OVERLAPS.items():
-            ids = X.cells.loc[X.cells['dataset'].astype('str').str.upper() == whole, 'cell_id']
-            for name, token in inner.items():
-                mine = [i for i in ids if token.upper() in i.upper()]
-                theirs = Y.cells.loc[Y.cells['dataset'].astype('str').str.upper() == name, 'cell_id'].tolist()
-                if mine and theirs: out += [_leak('known overlap', pa, i, pb, f'one of {len(theirs)} of {name}', f'{whole} contains cells of {name}') for i in mine]
+        theirs = Y.cells.groupby(Y.cells['dataset'].astype('str').str.upper())['cell_id'].agg(list).to_dict()
+        for i, home in zip(X.cells['cell_id'], X.cells['dataset'].astype('str').str.upper()):
+            inner = [name for name, token in OVERLAPS.get(home, {}).items() if name in theirs and token in i.upper()]
+            named = [name for name in re.split(r'[^A-Z0-9]+', i.upper()) if name in theirs and name != home and len(name) > 2]
+            if inner: out.append(_leak('known overlap', pa, i, pb, f'one of {len(theirs[inner[0]])} of {inner[0]}', f'{home} contains cells of {inner[0]}'))
+            elif named: out.append(_leak('named after another set', pa, i, pb, f'one of {len(theirs[named[0]])} of {named[0]}', f'the id of this cell of {home} names {named[0]}'))
     return out
 
 # %% ../nbs/15_leaks.ipynb #bd0a5353

@@ -251,6 +251,8 @@ def test_the_overlap_of_cruh_with_calce_and_rwth_is_caught(real):
             found = leaks.check_split(parts)
             assert len(found) == n and set(found.kind) == {'known overlap'}
             with pytest.raises(InputError, match=f'CRUH_DIFFBATT contains cells of {other.upper()}'): leaks.assert_no_leak(parts)
+        renamed = Cells(real['cruh_diffbatt'].cycles, real['cruh_diffbatt'].cells.assign(dataset='benchmark.csv'), 'benchmark')
+        assert set(leaks.check_split(dict(train=renamed, test=real[other])).kind) == {'named after another set'}
 
 @REAL
 def test_published_copies_are_found_by_their_curves(real):
