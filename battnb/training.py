@@ -58,14 +58,34 @@ def _load(ckpt, settings):
         raise InputError(f"checkpoint {str(ckpt)!r} was written with {old}, now asked for {settings}; delete it or use another file")
     return state
 
-# %% ../nbs/20_training.ipynb #c6be5bd9
-def _step(model, predict, batch, loss, opt, clip, step, device):
+# %% ../nbs/20_training.ipynb #3102f4fe
+def _processes()->tuple[int, int]: # rank and number of processes
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1: return 0, 1
+    from accelerate import PartialState
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+def _share(batch, rank, world): # this process's rows, and how much its mean counts
+    if world == 1: return batch, 1.
+    mine = tuple(b[rank::world] if torch.is_tensor(b) else b for b in batch)
+    return mine, len(mine[0])*world/len(batch[0])
+
+def _averaged(params, value, world): # gradients and loss, over all processes
+    if world == 1: return value
+    for t in [value] + [p.grad for p in params if p.grad is not None]:
+        torch.distributed.all_reduce(t); t /= world
+    return value
+
+def _step(model, predict, batch, loss, opt, clip, step, device, rank=0, world=1):
+    batch, weight = _share(batch, rank, world)
     inputs, *targets = (b.to(device) if torch.is_tensor(b) else b for b in batch)
-    value = loss(predict(inputs), *targets)
+    value = loss(predict(inputs), *targets)*weight
     if not torch.isfinite(value): raise FloatingPointError(f"loss must be finite, got {value.item()} at step {step}")
+    params = [p for g in opt.param_groups for p in g['params']]
     opt.zero_grad(set_to_none=True)
     value.backward()
-    nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g['params']], clip)
+    value = _averaged(params, value.detach().clone(), world)
+    nn.utils.clip_grad_norm_(params, clip)
     opt.step()
     return value.item()
 
@@ -74,7 +94,7 @@ def _optimiser(model, lr, weight_decay):
     if not params: raise ValueError("nothing to train: no parameter of the model requires a gradient")
     return torch.optim.AdamW([dict(params=[p for p in params if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)], lr=lr)
 
-# %% ../nbs/20_training.ipynb #f352ef7a
+# %% ../nbs/20_training.ipynb #2650b919
 def fit(
     model:nn.Module, # trained in place; parameters with `requires_grad=False` stay as they are
     batches:Callable[[int], tuple], # step -> (input, *targets)
@@ -98,6 +118,7 @@ def fit(
 
     Raises `FloatingPointError` if the loss is not finite, `InputError` if the checkpoint is damaged or was written with other settings."""
     device, predict = pick_device(device), predict or model
+    rank, world = _processes()
     settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, every=every, patience=patience, seed=seed)
     model.to(device).train()
     opt, hist, best, bad, first = _optimiser(model, lr, weight_decay), History(), None, 0, 0
@@ -111,14 +132,14 @@ def fit(
     total, t0 = 0., time.perf_counter()
     for step in progress(range(first, steps if not hist.stopped else first), desc):
         for g in opt.param_groups: g['lr'] = lr*warm_cosine(step, steps)
-        total += _step(model, predict, batches(step), loss, opt, clip, step, device)
+        total += _step(model, predict, batches(step), loss, opt, clip, step, device, rank, world)
         if mean: mean.update_parameters(model)
         if (step+1) % every and step+1 < steps: continue
         hist.rows.append(dict(step=step+1, loss=total/((step % every)+1), valid=_look(mean.module if mean else model, valid), lr=opt.param_groups[0]['lr'], seconds=time.perf_counter()-t0)); total = 0.
         best, bad = _keep_best(mean.module if mean else model, hist, best, bad)
         if patience and bad >= patience: hist.stopped = f'stopped at step {step+1}: no new best for {bad} looks'
         elif step+1 == steps: hist.stopped = f'ended after {steps} steps'
-        if ckpt: _save(ckpt, settings=settings, model=model.state_dict(), mean=mean and mean.state_dict(), opt=opt.state_dict(), rng=torch.get_rng_state(), hist=dataclasses.asdict(hist), best=best, bad=bad, step=step+1)
+        if ckpt and rank == 0: _save(ckpt, settings=settings, model=model.state_dict(), mean=mean and mean.state_dict(), opt=opt.state_dict(), rng=torch.get_rng_state(), hist=dataclasses.asdict(hist), best=best, bad=bad, step=step+1)
         if hist.stopped: break
     if best is None and mean: best = mean.module.state_dict()
     if best is not None: model.load_state_dict(best)
