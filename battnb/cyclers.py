@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['container', 'open_source', 'is_raw', 'read_raw', 'cycles_from_file', 'chain', 'cycles_from_folder']
 
-# %% ../nbs/04_cyclers.ipynb #c57eea3d
-import contextlib, importlib, io, json, logging, pickle, re, shutil, tempfile, zipfile
+# %% ../nbs/04_cyclers.ipynb #7d740d0f
+import contextlib, importlib, io, json, logging, pickle, re, shutil, struct, tempfile, warnings, zipfile, zlib
 from collections.abc import Callable
 from pathlib import Path
 import numpy as np
@@ -89,12 +89,37 @@ def _nda_source(path:Path, rows:int)->Source:
         except Exception as e: raise InputError(f"fastnda cannot read this Neware file: {type(e).__name__}: {str(e)[:200]}") from None
     return frame_source('neware-nda', frame)
 
-# %% ../nbs/04_cyclers.ipynb #1e9d2ef3
-def _nasa_records(path:Path)->tuple[str, list]:
+# %% ../nbs/04_cyclers.ipynb #0fe55e44
+def _sealed(path:Path)->bool:
+    "Whether everything in a MATLAB file is compressed and its checksum right. Raises `InputError` if it is damaged."
+    size, sealed = path.stat().st_size, True
+    with open(path, 'rb') as f:
+        order = '>' if f.read(128)[126:128] == b'MI' else '<'
+        while f.tell() + 8 <= size:
+            kind, n = struct.unpack(order + 'II', f.read(8)); end = f.tell() + n; sealed &= kind == 15
+            if end > size or kind not in (14, 15): raise InputError("not a readable MATLAB file: it is damaged or cut off")
+            unpack, total = zlib.decompressobj(), 0
+            try:
+                while kind == 15 and f.tell() < end and total < 8e9: total += len(unpack.decompress(f.read(min(1 << 16, end - f.tell()))))
+            except zlib.error as e: raise InputError(f"not a readable MATLAB file: it is damaged ({str(e)[:60]})") from None
+            if kind == 15 and not unpack.eof: raise InputError(f"not a readable MATLAB file: it {'is cut off' if total < 8e9 else 'unpacks to over 8 GB'}")
+            f.seek(end)
+    return sealed
+
+def _loadmat(path:str)->dict:
     from scipy.io import loadmat
-    try: content = loadmat(path, simplify_cells=True)
-    except NotImplementedError: raise InputError("MATLAB 7.3 (HDF5) files are not read: save with '-v7' or export as CSV") from None
-    except Exception as e: raise InputError(f"not a readable MATLAB file: {str(e)[:200]}") from None
+    return loadmat(path, simplify_cells=True)
+
+def _mat_content(path:Path)->dict:
+    "Variables of a MATLAB file."
+    from joblib.externals.loky import get_reusable_executor
+    try: return _loadmat(str(path)) if _sealed(path) else get_reusable_executor(1, timeout=60).submit(_loadmat, str(path)).result(600)
+    except InputError: raise
+    except Exception as e: raise InputError(f"not a readable MATLAB file: {type(e).__name__}: {str(e)[:150]}") from None
+
+# %% ../nbs/04_cyclers.ipynb #6b1599d7
+def _nasa_records(path:Path)->tuple[str, list]:
+    content = _mat_content(path)
     for name, value in content.items():
         if isinstance(value, dict) and 'cycle' in value: return name, list(np.atleast_1d(value['cycle']))
     names = ', '.join(k for k in content if not k.startswith('__'))
@@ -203,15 +228,17 @@ def container(
     if head[:1] == b'\x80' and head[1:2] <= b'\x05': return 'pickle'
     return 'json' if re.match(rb'\s*[\[{]\s*["\[{\]}\-\d]', head) else 'text'
 
-# %% ../nbs/04_cyclers.ipynb #7fba4f64
+# %% ../nbs/04_cyclers.ipynb #125a959b
 def _bdf_labels(titles:list)->list:
     "Column titles in the preferred labels of the Battery Data Format, through the `bdf` library where it is installed."
     try: from bdf.normalize import canonicalize_legacy_labels
     except ImportError: return titles
     out, factor = [], lambda t: read_header(t)[0][2] if read_header(t) else None
     for t in titles:
-        try: label = str(canonicalize_legacy_labels(pd.DataFrame(columns=[t]))[0].columns[0])
-        except Exception: label = t
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try: label = str(canonicalize_legacy_labels(pd.DataFrame(columns=[t]))[0].columns[0])
+            except Exception: label = t
         out.append(label if factor(label) == factor(t) else t)
     return out
 

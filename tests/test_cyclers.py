@@ -249,6 +249,28 @@ def test_hostile_files_get_a_sentence(tmp_path, name):
         assert 'Traceback' not in str(e)
     else: assert name == 'huge.csv'
 
+def nasa_file(path, packed):
+    from scipy.io import savemat
+    steps = [dict(type=kind, time=np.array([2009., 4, 7, 15 + k, 0, 0]), ambient_temperature=24., data=dict(Voltage_measured=np.linspace(3, 4, 99)[::way], Current_measured=np.full(99, 1.*way),
+             Temperature_measured=np.full(99, 24.), Time=np.linspace(0, 3600, 99))) for k, (kind, way) in enumerate([('charge', 1), ('discharge', -1)]*2)]
+    savemat(path, dict(B1=dict(cycle=steps)), do_compression=packed)
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_damaged_matlab_files_do_not_crash_the_process(tmp_path, packed):
+    "Run in a child, because the failure to be excluded is a crash."
+    nasa_file(tmp_path/'a.mat', packed); assert len(cycles_from_file(tmp_path/'a.mat')[0]) == 2 and is_raw(tmp_path/'a.mat') == 'nasa'
+    data = np.frombuffer((tmp_path/'a.mat').read_bytes(), np.uint8); rng = np.random.default_rng(3)
+    for k in range(6):
+        bad = data.copy(); bad[rng.integers(128, len(bad), 60)] = rng.integers(0, 256, 60); (tmp_path/f'{k}.mat').write_bytes(bad.tobytes())
+    code = f'''
+        from pathlib import Path; from battnb.cyclers import cycles_from_file; from battnb.core import InputError
+        for p in sorted(Path({str(tmp_path)!r}).glob('?.mat')):
+            try: cycles_from_file(p)
+            except InputError as e: pass
+        print('alive')'''
+    out = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert out.stdout.strip() == 'alive', out.stderr[-500:]
+
 def test_zip_that_is_too_good_to_be_true(tmp_path):
     with zipfile.ZipFile(tmp_path/'bomb.xlsx', 'w', zipfile.ZIP_DEFLATED) as z:
         z.writestr('xl/workbook.xml', 'x')
