@@ -166,12 +166,13 @@ def cycle_schema()->'pandera.DataFrameSchema':
         temperature_c=number('lie in [-60, 150] degrees Celsius', lambda s: s.between(-60, 150)),
         resistance_ohm=number('be > 0 Ohm and finite', positive)), unique=['cell_id', 'cycle'])
 
-# %% ../nbs/10_data.ipynb #bb1cbbee
+# %% ../nbs/10_data.ipynb #38716dd0
 def _typed(df:pd.DataFrame)->tuple[pd.DataFrame, dict[str, pd.Series]]: # converted copy; per column what was no number
     df, odd = df.copy(), {}
     for c in [c for c in ('cycle', 'cap_ah', 'soh', *OPTIONAL[:3]) if c in df]:
-        if df[c].dtype.kind in 'iuf': continue
-        number = pd.to_numeric(df[c], errors='coerce').astype(float)
+        if isinstance(df[c].dtype, np.dtype) and df[c].dtype.kind in 'iuf': continue
+        number = pd.to_numeric(df[c].astype('str') if df[c].dtype.kind in 'Mm' else df[c], errors='coerce').to_numpy(float, na_value=np.nan)
+        number = pd.Series(number, df.index)
         odd[c], df[c] = df.loc[number.isna() & df[c].notna(), c], number
     text = df['cell_id'].astype('str').str.strip()
     df['cell_id'] = text.where(df['cell_id'].notna() & (text != ''))
@@ -379,7 +380,7 @@ def _nominal(df:pd.DataFrame, given:float|dict|None, stated:str|None, notes:list
     if milli.any(): _say(notes, 'nominal in mAh', f'nominal capacity {_span(nominal[milli])} is taken as mAh: divided by 1000')
     return nominal.where(~milli, nominal/1000)
 
-# %% ../nbs/10_data.ipynb #165934cf
+# %% ../nbs/10_data.ipynb #b0b1f9c7
 def _distinct(found:list[dict], derived:str)->list[dict]: # without the echo of a fault in the column computed from the faulty one
     faulty = {(p['cell_id'], p['cycle']) for p in found if not p['rule'].startswith(derived or '-')}
     return [p for p in found if not (derived and p['rule'].startswith(derived) and (p['cell_id'], p['cycle']) in faulty)]
@@ -396,9 +397,9 @@ def _without_errors(df:pd.DataFrame, min_rows:int, derived:str, notes:list[dict]
     sizes = typed.drop(index=list(bad))['cell_id'].value_counts()
     short = [c for c in typed['cell_id'].dropna().unique() if sizes.get(c, 0) < min_rows]
     notes += found
-    for c in short: notes.append(_problem(c, None, f'at least {min_rows} rows', int(sizes.get(c, 0)), f'cell {c}: {sizes.get(c, 0)} usable rows, needs at least {min_rows}: left out'))
+    for c in short: notes.append(_problem(c, None, f'at least {min_rows} rows', int(sizes.get(c, 0)), f'cell {c}: {sizes.get(c, 0)} usable row{"" if sizes.get(c, 0) == 1 else "s"}, needs at least {min_rows}: left out'))
     for c in sorted(jumps): notes.append(_problem(c, None, 'one unit per cell', None, f'cell {c}: left out'))
-    if bad: _say(notes, 'rows left out', f'{len(bad)} unusable rows left out; of rows with the same cycle the first was kept', value=len(bad))
+    if bad: _say(notes, 'rows left out', f'{len(bad)} unusable row{"s" if len(bad) > 1 else ""} left out; of rows with the same cycle the first was kept', value=len(bad))
     return df.drop(index=list(bad) + list(typed.index[typed['cell_id'].isin({*short, *jumps})])).drop_duplicates().reset_index(drop=True)
 
 def _cadence(cycle:np.ndarray)->str: # what one row is, judged by the steps between cycle numbers
@@ -406,7 +407,7 @@ def _cadence(cycle:np.ndarray)->str: # what one row is, judged by the steps betw
     usual = np.median(step) if len(step) else 1
     return 'per_cycle' if usual == 1 else f'every_{usual:g}' if (step == usual).mean() > .8 else f'check-ups about every {usual:g} cycles'
 
-# %% ../nbs/10_data.ipynb #bd50f361
+# %% ../nbs/10_data.ipynb #4545f973
 def read_cycles(
     source:Source, # CSV or Parquet, long or wide: a path, '-' for standard input, bytes or an open file
     nominal_ah:float|dict[str, float]|None=None, # nominal capacity in Ah, for all cells or by cell; None: as the file says, if it does
@@ -444,7 +445,9 @@ def _assemble(df:pd.DataFrame, name:str, nominal:pd.Series, ref:pd.Series, measu
         temperature_c=by['temperature_c'].mean() if 'temperature_c' in cycles else np.nan, split='', cadence=by['cycle'].agg(lambda s: _cadence(s.to_numpy())), licence=''), index=by.size().index)
     start = by['soh'].first()
     odd = start[(start > 1.5) | (start < .3)]
-    if len(odd): notes = notes + [_problem(None, None, 'odd start', float(odd.iloc[0]), f'SOH starts at {_span(odd)}: is the nominal capacity right? (cell {_some(odd.index)})', 'note')]
+    for known, ask in ((True, 'is the nominal capacity right?'), (False, 'the first rows do not agree with each other')):
+        some = odd[(ref.reindex(odd.index) == 'nominal') == known]
+        if len(some): notes = notes + [_problem(None, None, 'odd start', float(some.iloc[0]), f'SOH starts at {_span(some)}: {ask} (cell {_some(some.index)})', 'note')]
     return Cells(cycles, cells.rename_axis('cell_id').reset_index(), name, measured, _notes(notes))
 
 # %% ../nbs/10_data.ipynb #bb2d581e

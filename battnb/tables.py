@@ -127,7 +127,7 @@ def role_of(
         if found and (fits or i == 0): role, rank, unit = found, order, fits or m[2].strip() or None; break
     return ('soh', '%', rank) if role == 'cap_ah' and unit == '%' else (role, unit, rank)
 
-# %% ../nbs/03_tables.ipynb #e4dde054
+# %% ../nbs/03_tables.ipynb #4bbbd8c2
 SEPARATORS = {',': 'comma', ';': 'semicolon', '\t': 'tab', '|': 'bar', ' ': 'white space'}
 
 @dataclass(frozen=True)
@@ -138,6 +138,8 @@ class Layout:
     names:list[str] # headings, as they stand
     decimal:str='.' # decimal mark
     thousands:str|None=None # mark between thousands
+
+def _count(n:int, what:str)->str: return f'{n:,} {what}{"" if n == 1 else "s"}'
 
 def _fields(lines:list[str], sep:str)->list[list[str]]:
     if sep == ' ': return [line.split() for line in lines]
@@ -179,7 +181,7 @@ def number_format(
     point = any('.' in f for f in text)
     return (',', None) if comma and not point else ('.', None)
 
-# %% ../nbs/03_tables.ipynb #f5a0728c
+# %% ../nbs/03_tables.ipynb #9f4199e0
 NA = ['', '-', '--', 'NA', 'N/A', 'n/a', '#N/A', 'nan', 'NaN', 'NAN', 'null', 'NULL', 'None', '#DIV/0!', '#VALUE!', '1.#QNAN', '-1.#IND']
 MAX_COLUMNS = 20_000
 
@@ -198,7 +200,7 @@ def _read_text(data:bytes, name:str, notes:list[str])->tuple[pd.DataFrame, dict[
     decimal, thousands = number_format(f for r in sample[bool(units):] for f in r)
     layout = Layout(layout.sep, layout.header_line, names, decimal, thousands)
     df = _parse(text, layout, len(lines[:1])*bool(units), name)
-    said += [f'{layout.header_line} lines above the header skipped'] if layout.header_line else []
+    said += [f'{_count(layout.header_line, "line")} above the header skipped'] if layout.header_line else []
     said += [f'fields are separated by {SEPARATORS[layout.sep]}'] if layout.sep != ',' else []
     said += [f'decimal mark is "{decimal}"' + (f', thousands are parted by "{thousands}"' if thousands else '')] if decimal != '.' or thousands else []
     notes += said + (['line of units below the header'] if units else [])
@@ -221,8 +223,14 @@ def _parse(text:str, layout:Layout, skip:int, name:str)->pd.DataFrame:
         df = df.drop(columns=n)
     return df[~(df.isna() | df.eq('')).all(axis=1)].reset_index(drop=True)
 
-# %% ../nbs/03_tables.ipynb #520c3951
+# %% ../nbs/03_tables.ipynb #8eb2f3ad
 MAX_ROWS = 50_000_000
+
+def _plain(df:pd.DataFrame)->pd.DataFrame: # named index levels as columns, numbers as plain NumPy numbers
+    df = df.reset_index() if any(n is not None for n in df.index.names) else df.reset_index(drop=True)
+    nullable = [c for c in df if pd.api.types.is_extension_array_dtype(df[c].dtype) and pd.api.types.is_numeric_dtype(df[c].dtype)]
+    dates = [c for c in df if df[c].dtype.kind in 'Mm']                     # a date is no number
+    return df.assign(**{c: df[c].to_numpy(float, na_value=np.nan) for c in nullable}, **{c: df[c].astype('str') for c in dates}).rename(columns=str)
 
 def _read_parquet(data:bytes, name:str)->pd.DataFrame:
     import pyarrow.parquet as pq
@@ -234,11 +242,10 @@ def _read_parquet(data:bytes, name:str)->pd.DataFrame:
         df = file.read().to_pandas()
     except InputError: raise
     except Exception as e: raise InputError(f'{name} is a damaged Parquet file: {str(e).splitlines()[0][:120]}') from e
-    df = df.reset_index() if any(n is not None for n in df.index.names) else df.reset_index(drop=True)
-    return df.rename(columns=str)
+    return _plain(df)
 
 def _read_any(source:Source)->tuple[pd.DataFrame, dict[str, str], list[str], str]: # frame, units below the header, notes, name
-    if isinstance(source, pd.DataFrame): return (source.reset_index() if any(source.index.names) else source).rename(columns=str), {}, [], 'table'
+    if isinstance(source, pd.DataFrame): return _plain(source), {}, [], 'table'
     data, name = source_bytes(source)
     notes = []
     if sniff(data) == 'gzip':
@@ -296,7 +303,7 @@ def _unpivot(df:pd.DataFrame, columns:dict[str, str], units:dict, notes:list[str
     else: return df
     return _without_blanks(long, key, notes)
 
-# %% ../nbs/03_tables.ipynb #7a89e150
+# %% ../nbs/03_tables.ipynb #40cae60d
 def _without_blanks(long:pd.DataFrame, key:str, notes:list[str])->pd.DataFrame:
     cells = long['cell_id'].drop_duplicates()
     long = long.sort_values('cycle', kind='stable')
@@ -304,8 +311,8 @@ def _without_blanks(long:pd.DataFrame, key:str, notes:list[str])->pd.DataFrame:
     there = long['value'].notna()
     ends = long.loc[there].groupby('cell_id')['cycle'].agg(['min', 'max'])
     inside = long[~there & (long['cycle'] > long['cell_id'].map(ends['min'])) & (long['cycle'] < long['cell_id'].map(ends['max']))]
-    notes.append(f'wide table: one {"column" if key == "cycle" else "row"} a cell, {len(cells)} cells')
-    for c, g in inside.groupby('cell_id', sort=False): notes.append(f'cell {c}: {len(g)} blank fields inside its record, left out: cycle {", ".join(f"{k:g}" for k in g["cycle"][:8])}{", ..." if len(g) > 8 else ""}')
+    notes.append(f'wide table: one {"column" if key == "cycle" else "row"} a cell, {_count(len(cells), "cell")}')
+    for c, g in inside.groupby('cell_id', sort=False): notes.append(f'cell {c}: {_count(len(g), "blank field")} inside its record, left out: cycle {", ".join(f"{k:g}" for k in g["cycle"][:8])}{", ..." if len(g) > 8 else ""}')
     never = [c for c in cells.astype('str') if c not in ends.index]
     if never: notes.append(f'no values at all for cell {", ".join(never[:5])}')
     return long[there].reset_index(drop=True)

@@ -73,9 +73,18 @@ def test_every_decision_is_a_note():
     assert 'do not share one reference' in said(disagree)
     assert 'is the nominal capacity right?' in said(read_cycles(csv(), nominal_ah=11))
     blank = pd.DataFrame({'cycle': K, 'X': CAP, 'Y': CAP}).astype({'Y': object}); blank.loc[6, 'Y'] = ''
-    assert 'cell Y: 1 blank fields inside its record, left out: cycle 7' in said(read_cycles(csv(blank)))
+    assert 'cell Y: 1 blank field inside its record, left out: cycle 7' in said(read_cycles(csv(blank)))
     kelvin = read_cycles(csv(LONG.assign(**{'Temperature (K)': 298.15})))
     assert 'Kelvin' in said(kelvin) and np.allclose(kelvin.cycles.temperature_c, 25)
+
+
+def test_columns_of_every_kind_of_pandas():
+    odd = LONG.astype({'cycle': 'Int64', 'cap_ah': 'Float64', 'cell_id': 'category'})
+    assert read_cycles(odd).cycle('A').tolist() == K.tolist()
+    odd.loc[8, 'cap_ah'] = pd.NA
+    with pytest.raises(InputError, match='cell A, cycle 9: cap_ah is missing'): read_cycles(odd)
+    with pytest.raises(InputError, match="cap_ah must be a number, got '2024-01-01"): read_cycles(LONG.assign(cap_ah=pd.Timestamp('2024-01-01')))
+    assert read_cycles(LONG.assign(cell_id=7)).ids == ['7'] and read_cycles(LONG.assign(cell_id=7.)).ids == ['7']
 
 
 def test_given_units_win():
