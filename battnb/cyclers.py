@@ -89,7 +89,7 @@ def _nda_source(path:Path, rows:int)->Source:
         except Exception as e: raise InputError(f"fastnda cannot read this Neware file: {type(e).__name__}: {str(e)[:200]}") from None
     return frame_source('neware-nda', frame)
 
-# %% ../nbs/04_cyclers.ipynb #0fe55e44
+# %% ../nbs/04_cyclers.ipynb #ba7174ef
 def _sealed(path:Path)->bool:
     "Whether everything in a MATLAB file is compressed and its checksum right. Raises `InputError` if it is damaged."
     size, sealed = path.stat().st_size, True
@@ -112,8 +112,10 @@ def _loadmat(path:str)->dict:
 
 def _mat_content(path:Path)->dict:
     "Variables of a MATLAB file."
-    from joblib.externals.loky import get_reusable_executor
-    try: return _loadmat(str(path)) if _sealed(path) else get_reusable_executor(1, timeout=60).submit(_loadmat, str(path)).result(600)
+    from joblib.externals.loky import ProcessPoolExecutor
+    try:
+        if _sealed(path): return _loadmat(str(path))
+        with ProcessPoolExecutor(1) as apart: return apart.submit(_loadmat, str(path)).result(600)
     except InputError: raise
     except Exception as e: raise InputError(f"not a readable MATLAB file: {type(e).__name__}: {str(e)[:150]}") from None
 

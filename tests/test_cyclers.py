@@ -290,7 +290,7 @@ def write_folder(folder, n=4):
     (folder/'readme.txt').write_text('nothing here'); (folder/'bad.csv').write_bytes(HOSTILE['idle.csv'][0])
 
 def test_folder_survives_bad_files_in_parallel_too(tmp_path):
-    write_folder(tmp_path); a, notes = cycles_from_folder(tmp_path); b, _ = cycles_from_folder(tmp_path, n_jobs=2)
+    write_folder(tmp_path, 3); nasa_file(tmp_path/'cell9.mat', False); a, notes = cycles_from_folder(tmp_path); b, _ = cycles_from_folder(tmp_path, n_jobs=2)
     pd.testing.assert_frame_equal(a, b); assert a.cell_id.nunique() == 4 and {n['code'] for n in notes if n['file'] in ('bad.csv', 'readme.txt')} == {'unusable', 'skipped'}
     with pytest.raises(InputError, match='none of 1 files'): cycles_from_folder(tmp_path, pattern='bad.csv')
     with pytest.raises(InputError, match='no files match'): cycles_from_folder(tmp_path, pattern='*.nope')
