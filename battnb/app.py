@@ -346,7 +346,7 @@ def rerun(
     except papermill.PapermillExecutionError as e: raise InputError(f'{path.name} failed, see {out}: {e.ename}: {e.evalue}') from e
     print(out)
 
-# %% ../nbs/90_app.ipynb #e0a77769
+# %% ../nbs/90_app.ipynb #63cddda9
 def joined_pairs(
     args:list[str], # of the command line
 )->list[str]: # with '-p', 'NAME', 'VALUE' as '-p', 'NAME=VALUE'
@@ -364,16 +364,19 @@ def main(
     args:list[str]|None=None, # without the program's name; None takes those of the process
 )->None: # exits
     "The command `battnb`."
-    import errno, warnings
+    import errno, os, warnings
     warnings.showwarning = _note
-    warnings.simplefilter('ignore', FutureWarning); warnings.simplefilter('ignore', DeprecationWarning)
-    try: app(joined_pairs(list(sys.argv[1:] if args is None else args)), prog_name='battnb')
-    except KeyboardInterrupt: code, said = 130, 'interrupted'
+    for kind in (FutureWarning, DeprecationWarning): warnings.simplefilter('ignore', kind)
+    code, said = 0, ''
+    try: code = app(joined_pairs(list(sys.argv[1:] if args is None else args)), prog_name='battnb', standalone_mode=False) or 0; sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort): code, said = 130, 'interrupted; a run continues where it stopped'
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)     # `| head` has seen enough
     except OSError as e:
-        if e.errno == errno.EPIPE: sys.stderr.close(); code, said = 1, ''
+        if e.errno == errno.EPIPE: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         else: code, said = 1, f"{e.strerror or e}{f': {e.filename!r}' if e.filename else ''}"
-    except ValueError as e:
-        if type(e).__name__ != 'InputError': raise
-        code, said = 1, str(e)
+    except Exception as e:
+        if hasattr(e, 'show') and hasattr(e, 'exit_code'): e.show(); code = e.exit_code # the parser's own refusals
+        elif type(e).__name__ == 'InputError': code, said = 1, str(e)
+        else: raise
     if said: print('battnb: ' + ' '.join(said.split()), file=sys.stderr)
     sys.exit(code)
