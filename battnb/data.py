@@ -352,13 +352,10 @@ def _other_units(df:pd.DataFrame, units:dict, notes:list[dict])->pd.DataFrame: #
     if units.get('resistance_ohm') == 'mOhm': df = df.assign(resistance_ohm=_scaled(df['resistance_ohm'], 1e-3)); _say(notes, 'milliohm', 'resistance is in mOhm: divided by 1000')
     return df
 
-# %% ../nbs/10_data.ipynb #48c1c79c
+# %% ../nbs/10_data.ipynb #bf8a9785
 def _shape(table:Table, name:str, notes:list[dict])->pd.DataFrame: # a frame with cell_id and cycle and at least one of capacity and SOH
     df = table.df
     has_value = {'cap_ah', 'soh', 'value'} & set(df)
-    rows_per_cycle = len(df)/max(len(df[[c for c in ('cell_id', 'cycle') if c in df]].drop_duplicates()), 1) if 'cycle' in df else np.inf
-    if {'voltage_v', 'current_a'} <= set(df) and rows_per_cycle > 3:
-        raise InputError(f'{name} looks like a time series of voltage and current, not a table of cycles: read it with battnb.cyclers')
     missing = (['cycle'] if 'cycle' not in df else []) + (['capacity or soh'] if not has_value else [])
     if missing: raise InputError(f"{name} is missing column {' and column '.join(missing)}; present: {_some(map(repr, table.headings), 12)}")
     if not len(df): raise InputError(f'{name} has a header but no rows')

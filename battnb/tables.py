@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'Source', 'MAGIC', 'ADVICE', 'BOMS', 'ROLES', 'UNITS', 'SEPARATORS', 'NA', 'MAX_COLUMNS', 'MAX_ROWS',
-           'SPEC_CAP', 'source_bytes', 'sniff', 'decode', 'role_of', 'Layout', 'find_layout', 'number_format', 'Table',
+           'source_bytes', 'sniff', 'decode', 'role_of', 'Layout', 'find_layout', 'number_format', 'Table',
            'read_table']
 
 # %% ../nbs/03_tables.ipynb #c9afebd0
@@ -79,7 +79,7 @@ def decode(
         if encoding != 'utf-8': raise InputError(f'the file starts like {encoding} text but byte {e.start} does not fit: it seems damaged') from e
     return data.decode('cp1252', errors='replace'), ['text is not UTF-8, read as Windows-1252']
 
-# %% ../nbs/03_tables.ipynb #a5ba5eb6
+# %% ../nbs/03_tables.ipynb #34f5ccf7
 _CAP, _DIS, _CHG = r'(capacity|cap|q|kapazit(?:ä|ae)t|capacit[ée])', r'(discharged?|discharging|dis|dchg?|d chg|dch|dsch|dischg|disch|entlade)', r'(charged?|charging|chg|ch|lade)'
 ROLES = dict(
     cell_id=[r'cell ?id|cell( name| number| no| nr| label)?', r'batter(y|ie)( ?id| name| number| no| nr)?|batt( id)?', r'unique id|barcode|serial( number| no)?',
@@ -92,7 +92,7 @@ ROLES = dict(
     temperature_c=[r'(cell |avg |mean |average |ambient |max )?(temperature?|temp)( avg| mean| average| max| cell)?|t ?(avg|mean|cell)'],
     resistance_ohm=[r'(internal |dc |ac )?resistance|ir|dc ?ir|ac ?ir|r ?(int|i)|innenwiderstand'],
     chemistry=[r'chemistry|cathode( material)?'], dataset=[r'data ?set'], outlier_flag=[r'(is )?outlier( flag)?'],
-    voltage_v=[r'(cell |terminal )?(voltage|potential|spannung)|e ?cell|v|u'], current_a=[r'(cell )?(current|strom)|i'],
+    voltage_v=[r'(cell |terminal )?(voltage|potential|spannung)|e ?cell|v|u|volts?'], current_a=[r'(cell )?(current|strom)|i|m? ?amps?'],
     time_s=[r'(test |total |step )?(time|zeit)|date ?time|time ?stamp|date'])
 
 def _words(text:str)->str: # 'QDischarge_max' -> 'q discharge max'
@@ -103,11 +103,11 @@ def _lookup(text:str)->tuple[str|None, int]: # role, and rank: 0 for the most ex
     words = _words(text)
     return next(((role, i) for role, patterns in ROLES.items() for i, p in enumerate(patterns) if re.fullmatch(p, words)), (None, 0))
 
-# %% ../nbs/03_tables.ipynb #ef960a72
+# %% ../nbs/03_tables.ipynb #ea8c78ef
 _AH = r'a[ .*·-]?h(?:ours?|rs?)?|amp(?:ere)?s?[ -]?hours?'
 UNITS = dict(cap_ah={'Ah': _AH, 'mAh': rf'm ?(?:{_AH})|milliamp(?:ere)?[ -]?hours?', '%': r'%|percent|pct|prozent'}, soh={'%': r'%|percent|pct|prozent', '1': r'-|1|p\.?u\.?|frac(?:tion)?'},
              temperature_c={'degC': r'(?:°|deg|º)? ?c|celsius|℃', 'K': r'k|kelvin', 'degF': r'(?:°|deg|º)? ?f'}, resistance_ohm={'Ohm': r'ohms?|ω', 'mOhm': r'm ?(?:ohms?|ω)|milliohms?'},
-             cycle={'1': r'-|1|#|no\.?|count'}, voltage_v={'V': r'v|volts?'}, current_a={'A': 'a|amps?', 'mA': 'm ?a'}, time_s={'s': r's|sec(?:onds?)?', 'h': r'h|hours?', 'min': 'min'})
+             cycle={'1': r'-|1|#|no\.?|count'}, voltage_v={'V': r'v|volts?', 'mV': 'm ?v'}, current_a={'A': 'a|amps?|amperes?', 'mA': 'm ?a'}, time_s={'s': r's|sec(?:onds?)?', 'h': r'h|hours?', 'min': 'min', 'ms': 'ms|millisec(?:onds?)?'})
 UNITS |= {'charge_cap_ah': UNITS['cap_ah'], 'nominal_cap_ah': UNITS['cap_ah']}
 
 def _unit(text:str, role:str|None)->str|None: # the name of a unit that fits the role
@@ -259,7 +259,7 @@ def _read_any(source:Source)->tuple[pd.DataFrame, dict[str, str], list[str], str
     df, units = _read_text(data, name, notes)
     return df, units, notes, name
 
-# %% ../nbs/03_tables.ipynb #ce5e93ae
+# %% ../nbs/03_tables.ipynb #1604686e
 @dataclass(frozen=True)
 class Table:
     "What a file of cycles holds, before anything is decided about its meaning."
@@ -291,7 +291,7 @@ def _unpivot(df:pd.DataFrame, columns:dict[str, str], units:dict, notes:list[str
         key, cells = 'cell_id', [c for c in df if _is_cycle(c)]
         long = df.melt(id_vars=columns['cell_id'], value_vars=cells, var_name='cycle', value_name='value').rename(columns={columns['cell_id']: 'cell_id'})
         long['cycle'] = pd.to_numeric(long['cycle'].str.extract(r'(\d+)')[0])
-    elif 'cycle' in columns:
+    elif 'cycle' in columns and not df[columns['cycle']].duplicated().mean() > .2:             # a wide table has each cycle once
         key, cells = 'cycle', [c for c in df if c not in columns.values() and _mostly_numbers(df[c])]
         if not cells: return df
         left = [c for c in df if c not in cells and c != columns['cycle']]
@@ -327,8 +327,15 @@ def _strip_units(df:pd.DataFrame, below:dict[str, str])->tuple[pd.DataFrame, dic
         df, below = df.assign(**{c: number.where(number.notna(), df[c])}), below | {c: parts[1].dropna().iloc[0].replace('°', 'deg')}
     return df, below
 
-# %% ../nbs/03_tables.ipynb #a1f16b0c
-SPEC_CAP = {'Ah', 'mAh', None}
+# %% ../nbs/03_tables.ipynb #f9311d2b
+def _refuse_recording(df:pd.DataFrame, columns:dict[str, str], name:str)->None:
+    if not {'voltage_v', 'current_a'} <= set(columns): return
+    keys = [columns[r] for r in ('cell_id', 'cycle') if r in columns]
+    rows_per_cycle = len(df)/max(len(df[keys].drop_duplicates()), 1) if 'cycle' in columns else np.inf
+    if rows_per_cycle > 3: raise InputError(f'{name} looks like a time series of voltage and current, not a table of cycles: read it with battnb.cyclers')
+
+# %% ../nbs/03_tables.ipynb #f5cb85d3
+_CAP_UNITS = {'Ah', 'mAh', None}
 
 def read_table(
     source:Source, # CSV or Parquet, long or wide: a path, '-' for standard input, bytes, or an open file
@@ -337,10 +344,11 @@ def read_table(
     df, below, notes, name = _read_any(source)
     df, below = _strip_units(df, below)
     columns, units = _assign(df, below, notes)
+    _refuse_recording(df, columns, name)
     long = _unpivot(df, columns, units, notes)
     if long is not df: return Table(long, {k: v for k, v in units.items() if k in long}, notes, name, list(df))
     left = [c for c in df if c not in columns.values()]
     if left and columns: notes.append(f'columns left out: {", ".join(map(repr, left[:8]))}{f" and {len(left)-8} more" if len(left) > 8 else ""}')
     for role in ('cap_ah', 'charge_cap_ah', 'nominal_cap_ah'):
-        if units.get(role) not in SPEC_CAP: raise InputError(f'{name}: column {columns[role]!r} is in {units[role]}, not in Ah or mAh')
+        if units.get(role) not in _CAP_UNITS: raise InputError(f'{name}: column {columns[role]!r} is in {units[role]}, not in Ah or mAh')
     return Table(df[list(columns.values())].set_axis(list(columns), axis=1), units, notes, name, list(df))

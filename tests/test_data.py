@@ -1,5 +1,5 @@
 """Tables from everywhere: dialects, bad input, hostile input, splits, labels and leaks; on real cells where BATTNB_DATA is set."""
-import gzip, io, json, os, resource, subprocess, sys, time, tracemalloc
+import gzip, io, json, os, resource, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
@@ -118,7 +118,6 @@ BAD = {
 
 @pytest.mark.parametrize('case', BAD)
 def test_bad_input_names_cell_cycle_rule_and_value(case):
-    import re
     source, says = BAD[case]
     with pytest.raises(InputError) as e: read_cycles(source, min_rows=96 if case == 'ten rows' else 2)
     assert any(s in str(e.value) for s in says.split('|')), str(e.value)

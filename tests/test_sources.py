@@ -1,5 +1,5 @@
 """Downloads from a local server with bad habits, and archives that mean harm."""
-import gzip, hashlib, io, json, os, stat, tarfile, threading, time, zipfile
+import gzip, hashlib, io, json, stat, tarfile, threading, time, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np, pytest
 from battnb.core import InputError
