@@ -94,7 +94,40 @@ def _optimiser(model, lr, weight_decay):
     if not params: raise ValueError("nothing to train: no parameter of the model requires a gradient")
     return torch.optim.AdamW([dict(params=[p for p in params if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)], lr=lr)
 
-# %% ../nbs/20_training.ipynb #2650b919
+# %% ../nbs/20_training.ipynb #f292c475
+def _average(model, ema):
+    "A running average of the weights whose memory grows from ten steps to 1/(1-ema)."
+    if ema is None: return None
+    from torch.optim.swa_utils import AveragedModel
+    return AveragedModel(model, avg_fn=lambda avg, new, n: avg + (new-avg)*(1 - min(ema, (1+n)/(10+n))))
+
+def _look(model, valid):
+    if valid is None: return math.nan
+    model.eval()
+    with torch.inference_mode(): value = float(valid(model))
+    model.train()
+    return value
+
+def _keep_best(model, hist, best, bad):
+    "Copies the weights at a new best; counts the looks since."
+    value, step = hist.rows[-1]['valid'], hist.rows[-1]['step']
+    if math.isnan(value): return best, bad
+    if value >= hist.best: return best, bad+1
+    hist.best, hist.best_step = value, step
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, 0
+
+def _verdict(step, steps, bad, patience): # why to stop after this step, or nothing
+    if patience and bad >= patience: return f'stopped at step {step}: no new best for {bad} looks'
+    return f'ended after {steps} steps' if step == steps else ''
+
+def _resume(ckpt, settings, model, opt, mean): # state of an earlier run: history, best weights, looks without a new best, next step
+    if not (ckpt and Path(ckpt).is_file()): return History(), None, 0, 0
+    s = _load(ckpt, settings)
+    model.load_state_dict(s['model']); opt.load_state_dict(s['opt']); torch.set_rng_state(s['rng'])
+    if mean: mean.load_state_dict(s['mean'])
+    return History(**s['hist']), s['best'], s['bad'], s['step']
+
+# %% ../nbs/20_training.ipynb #87d14adf
 def fit(
     model:nn.Module, # trained in place; parameters with `requires_grad=False` stay as they are
     batches:Callable[[int], tuple], # step -> (input, *targets)
@@ -117,18 +150,12 @@ def fit(
     """Train with AdamW, warm-up and cosine; resumes from `ckpt` to the same result as an unbroken run.
 
     Raises `FloatingPointError` if the loss is not finite, `InputError` if the checkpoint is damaged or was written with other settings."""
-    device, predict = pick_device(device), predict or model
-    rank, world = _processes()
+    device, predict, (rank, world) = pick_device(device), predict or model, _processes()
     settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, every=every, patience=patience, seed=seed)
     model.to(device).train()
-    opt, hist, best, bad, first = _optimiser(model, lr, weight_decay), History(), None, 0, 0
-    mean = _average(model, ema)
+    opt, mean = _optimiser(model, lr, weight_decay), _average(model, ema)
     rng = torch.get_rng_state(); torch.manual_seed(seed)
-    if ckpt and Path(ckpt).is_file():
-        s = _load(ckpt, settings)
-        model.load_state_dict(s['model']); opt.load_state_dict(s['opt']); torch.set_rng_state(s['rng'])
-        hist, best, bad, first = History(**s['hist']), s['best'], s['bad'], s['step']
-        if mean: mean.load_state_dict(s['mean'])
+    hist, best, bad, first = _resume(ckpt, settings, model, opt, mean)
     total, t0 = 0., time.perf_counter()
     for step in progress(range(first, steps if not hist.stopped else first), desc):
         for g in opt.param_groups: g['lr'] = lr*warm_cosine(step, steps)
@@ -137,32 +164,10 @@ def fit(
         if (step+1) % every and step+1 < steps: continue
         hist.rows.append(dict(step=step+1, loss=total/((step % every)+1), valid=_look(mean.module if mean else model, valid), lr=opt.param_groups[0]['lr'], seconds=time.perf_counter()-t0)); total = 0.
         best, bad = _keep_best(mean.module if mean else model, hist, best, bad)
-        if patience and bad >= patience: hist.stopped = f'stopped at step {step+1}: no new best for {bad} looks'
-        elif step+1 == steps: hist.stopped = f'ended after {steps} steps'
+        hist.stopped = _verdict(step+1, steps, bad, patience)
         if ckpt and rank == 0: _save(ckpt, settings=settings, model=model.state_dict(), mean=mean and mean.state_dict(), opt=opt.state_dict(), rng=torch.get_rng_state(), hist=dataclasses.asdict(hist), best=best, bad=bad, step=step+1)
         if hist.stopped: break
     if best is None and mean: best = mean.module.state_dict()
     if best is not None: model.load_state_dict(best)
     torch.set_rng_state(rng); model.eval()
     return hist
-
-def _average(model, ema):
-    "A running average of the weights whose memory grows from ten steps to 1/(1-ema)."
-    if ema is None: return None
-    from torch.optim.swa_utils import AveragedModel
-    return AveragedModel(model, avg_fn=lambda avg, new, n: avg + (new-avg)*(1 - min(ema, (1+n)/(10+n))))
-
-def _look(model, valid):
-    if valid is None: return math.nan
-    model.eval()
-    with torch.inference_mode(): value = float(valid(model))
-    model.train()
-    return value
-
-def _keep_best(model, hist, best, bad):
-    "Copies the weights at a new best; counts the looks since."
-    value, step = hist.rows[-1]['valid'], hist.rows[-1]['step']
-    if math.isnan(value): return best, bad
-    if value >= hist.best: return best, bad+1
-    hist.best, hist.best_step = value, step
-    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, 0

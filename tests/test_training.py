@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest, torch
 from torch import nn
-from battnb.core import InputError, stream
+from battnb.core import InputError
 from battnb.training import fit
 
 SCRIPT = textwrap.dedent("""
