@@ -51,7 +51,7 @@ def check_ctx(
     if ctx.shape[1] < least: raise ValueError(f"ctx must hold at least {least} cycles, got {ctx.shape[1]}")
     return ctx
 
-# %% ../nbs/05_forecaster.ipynb #bcb58b2d
+# %% ../nbs/05_forecaster.ipynb #fd38e9f5
 @patch
 def save_pretrained(self:Forecaster,
     folder:str|Path, # created if absent
@@ -59,11 +59,11 @@ def save_pretrained(self:Forecaster,
     **extra, # further entries for config.json, e.g. what it was trained on
 )->Path: # the folder
     "Write `config.json`, `model.safetensors` and the model card; each file appears whole."
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     folder = Path(folder)
     config = dict(arch=self.arch, **dataclasses.asdict(self.cfg), **extra)
     state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-    with atomic(folder/'model.safetensors') as tmp: save_file(state, tmp)
+    with atomic(folder/'model.safetensors') as tmp: tmp.write_bytes(save(state))
     with atomic(folder/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1))
     if card:
         with atomic(folder/'README.md') as tmp: tmp.write_text(card)
