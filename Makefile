@@ -8,8 +8,6 @@ BIN   := .venv/bin
 READY := .venv/.ready
 # Which Python builds .venv: `make setup PY=/path/to/python` overrides the search.
 PY    ?=
-# `make setup TORCH=cpu` asks PyTorch's own index for the small build without CUDA (Linux).
-TORCH ?=
 OUT   ?= runs/demo
 JOBS  ?= 2
 
@@ -30,7 +28,6 @@ help:
 	@echo '  make distclean  make clean, and .venv too'
 	@echo
 	@echo '  PY=python3.12   build .venv with this Python (default: the first found from 3.11 on)'
-	@echo '  TORCH=cpu       on Linux: take the small build of torch without CUDA'
 	@echo '  OUT=runs/demo   where make demo writes'
 	@echo '  BATTNB_DATA=DIR a folder of measured cells; without it everything runs on the simulated fleet'
 
@@ -38,7 +35,7 @@ setup: $(READY)
 	@echo "battnb: environment ready in .venv ($$($(BIN)/python -V))"
 
 $(READY): pyproject.toml constraints.txt tools/setup.sh
-	@sh tools/setup.sh "$(PY)" "$(TORCH)"
+	@sh tools/setup.sh "$(PY)"
 
 sync: $(READY)
 	@echo 'battnb: cleaning notebooks, exporting the package, filling README.md'

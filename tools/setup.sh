@@ -1,8 +1,8 @@
 #!/bin/sh
-# Make .venv with the pinned packages: tools/setup.sh [PYTHON] [cpu]. Called by make; needs nothing but a Python and its pip.
+# Make .venv with the pinned packages: tools/setup.sh [PYTHON]. Called by make; needs nothing but a Python and its pip.
 set -eu
 cd "$(dirname "$0")/.."
-py="${1:-}" torch="${2:-}" total=230
+py="${1:-}" total=230
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 fail() { echo "battnb: $1" >&2; shift; for line in "$@"; do echo "  $line" >&2; done; exit 1; }
@@ -27,9 +27,7 @@ who='import sys; print(sys.base_prefix, sys.version)'
 log=.venv/install.log
 
 echo "battnb setup [2/3] installing the pinned packages: about 2 minutes, longer where torch comes with CUDA"
-extra=''; [ "$torch" != cpu ] || extra='--extra-index-url https://download.pytorch.org/whl/cpu'
-# shellcheck disable=SC2086
-.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off $extra -c constraints.txt -e '.[dev]' >"$log" 2>&1 &
+.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' >"$log" 2>&1 &
 pid=$!
 trap 'kill $pid 2>/dev/null || true' INT TERM EXIT
 while kill -0 $pid 2>/dev/null; do
