@@ -43,7 +43,7 @@ def tidy_table(df, opts):
     else:
         mean = df.groupby(['dataset', 'model', 'metric'])['value'].mean()
         value = lambda s, m, k: float(mean.get((s, m, k), float('nan')))
-    cells = df.groupby('dataset')['cell_id'].nunique()
+    cells = df[df['metric'].isin(metrics)].groupby('dataset')['cell_id'].nunique()
     head = ['model'] + [f'{s} {k.upper()} ({cells[s]} cells)' for s in sets for k in metrics]
     return pipe([head] + [[m] + [shown(value(s, m, k), int(opts.get('digits', 2))) for s in sets for k in metrics] for m in order])
 
