@@ -346,9 +346,14 @@ def test_shipped_weights_use_a_longer_context():
     assert long < .97*short
 
 
-def test_shipped_adapter_gives_the_shipped_model():
-    folder = weights_dir()/'battery-timer'/'adapter'
-    if not folder.is_dir(): pytest.skip('no adapter among the weights of this checkout')
-    x, tuned = records(50, 200, 'adapter'), shipped('battery-timer')
-    torch.testing.assert_close(merge_adapter(shipped('timer-mini'), folder).eval()(x), tuned(x), atol=1e-5, rtol=0)
-    assert (folder/'adapter_model.safetensors').stat().st_size < 1e6
+def test_shipped_adapter_is_what_the_card_says():
+    "The shipped model is either the base plus its adapter, or, if tuning was not chosen, the base itself, with the adapter beside it for those who want it."
+    folder = weights_dir()/'battery-timer'
+    if not (folder/'adapter').is_dir(): pytest.skip('no adapter among the weights of this checkout')
+    x, ships = records(500, 192, 'adapter', seed=987_654), shipped('battery-timer')
+    base, tuned = shipped('timer-mini')(x[:, :96]), merge_adapter(shipped('timer-mini'), folder/'adapter').eval()(x[:, :96])
+    chosen = json.loads((folder/'config.json').read_text()).get('tuning')
+    torch.testing.assert_close(ships(x[:, :96]), base if chosen == 'as it is' else tuned, atol=1e-5, rtol=0)
+    assert (tuned - base).abs().max() > 1e-4                                   # it does something,
+    assert metrics(tuned, x[:, 96:])['mae'] < .8*metrics(NAIVE['linear-96'](x[:, :96], 96), x[:, 96:])['mae']      # and no nonsense
+    assert (folder/'adapter'/'adapter_model.safetensors').stat().st_size < 1e6
