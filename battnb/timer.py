@@ -122,7 +122,7 @@ class Timer(Forecaster, arch='timer'):
         std = ctx.var(1, keepdim=True, correction=0).add(1e-10).sqrt()
         return mean + std*self.lm_heads[0](self.hidden((ctx-mean)/std)[:, -1])
 
-# %% ../nbs/30_timer.ipynb #7c3ad24d
+# %% ../nbs/30_timer.ipynb #d8e5186f
 _PUBLISHED = dict(hidden_size='d', num_hidden_layers='layers', num_attention_heads='heads', intermediate_size='ff', input_token_len='patch', rope_theta='theta')
 
 @patch(cls_method=True)
@@ -131,6 +131,8 @@ def cfg_of(cls:Timer,
 )->TimerCfg:
     "Our sizes from the published configuration. Raises `InputError` if it is of another kind."
     if config.get('model_type') != 'timer': raise InputError(f"config.json must have arch or model_type 'timer', got {config.get('model_type')!r}")
+    needed = [*_PUBLISHED, 'output_token_lens']
+    if missing := [k for k in needed if k not in config and k != 'rope_theta']: raise InputError(f"config.json of a published Timer needs {needed}, missing {missing}")
     sizes = {ours: config[theirs] for theirs, ours in _PUBLISHED.items() if theirs in config}
     tokens = config.get('max_position_embeddings', 30*sizes['patch'])
     return TimerCfg(**sizes, hor=config['output_token_lens'][0], ctx=min(tokens, 30*sizes['patch']))
@@ -164,20 +166,32 @@ def add_lora(
         torch.manual_seed(seed)
         return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias='none'))
 
-# %% ../nbs/30_timer.ipynb #603231f3
+# %% ../nbs/30_timer.ipynb #e06c85de
+def _read_adapter(folder): # configuration and tensors of a plain LoRA adapter
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try: config, state = json.loads((folder/'adapter_config.json').read_text()), load_file(folder/'adapter_model.safetensors')
+    except (OSError, ValueError, SafetensorError) as e: raise InputError(f"an adapter folder needs adapter_config.json and adapter_model.safetensors, both readable; {str(folder)!r}: {type(e).__name__}") from e
+    odd = [k for k in ('use_dora', 'use_rslora', 'alpha_pattern', 'rank_pattern', 'modules_to_save') if config.get(k)]
+    odd += [k for k in state if not k.endswith(('.lora_A.weight', '.lora_B.weight'))][:3]
+    if odd: raise InputError(f"only plain LoRA adapters can be merged, this one has {odd}")
+    return config, state
+
 def merge_adapter(
     model:nn.Module, # the plain base; changed in place
     folder:str|Path, # adapter_config.json and adapter_model.safetensors, as peft writes them
 )->nn.Module: # the same model
     "Add a stored LoRA adapter to a base, Eq. 2 above. Raises `InputError` unless every detour finds its layer."
-    from safetensors.torch import load_file
-    config, state = json.loads((Path(folder)/'adapter_config.json').read_text()), load_file(Path(folder)/'adapter_model.safetensors')
-    layers, strip = dict(model.named_modules()), len('base_model.model.')
-    if config.get('use_dora') or config.get('use_rslora'): raise InputError("only plain LoRA adapters can be merged, got DoRA or rank-stabilised LoRA")
-    for key in (k for k in state if k.endswith('.lora_A.weight')):
-        layer = layers.get(key[strip:-len('.lora_A.weight')])
-        if layer is None: raise InputError(f"adapter key {key!r} has no layer in the model")
-        with torch.no_grad(): layer.weight += config['lora_alpha']/config['r']*state[key.replace('lora_A', 'lora_B')] @ state[key]
+    config, state = _read_adapter(Path(folder))
+    layers, start, end = dict(model.named_modules()), 'base_model.model.', '.lora_A.weight'
+    detours = []
+    for key in (k for k in state if k.endswith(end)):
+        layer, up = layers.get(key[len(start):-len(end)]), state.get(key.replace('lora_A', 'lora_B'))
+        if layer is None or up is None: raise InputError(f"adapter key {key!r} has no {'layer in the model' if layer is None else 'lora_B beside it'}")
+        if (up.shape[0], state[key].shape[1]) != tuple(layer.weight.shape): raise InputError(f"adapter key {key!r} must fit a layer of {tuple(layer.weight.shape)}, got {(up.shape[0], state[key].shape[1])}")
+        detours.append((layer, up @ state[key]))
+    with torch.no_grad():                                           # all of them fit: only now the model changes
+        for layer, detour in detours: layer.weight += config['lora_alpha']/config['r']*detour
     return model
 
 # %% ../nbs/30_timer.ipynb #62095d5e
@@ -257,7 +271,7 @@ class BatteryTimer(Forecaster, arch='battery-timer'):
     @property
     def min_context(self): return self.cfg.least
 
-# %% ../nbs/30_timer.ipynb #9cd7821a
+# %% ../nbs/30_timer.ipynb #6771335a
 @patch
 def scale(self:BatteryTimer,
     ctx:torch.Tensor, # (batch, L)
@@ -291,7 +305,9 @@ def relative(self:BatteryTimer,
 def quantiles(self:BatteryTimer,
     ctx:torch.Tensor, # (batch, L) SOH, L at least `min_context`
 )->torch.Tensor: # (batch, H, Q) SOH at `cfg.levels`, ascending
-    "Quantiles of the forecast."
+    "Quantiles of the forecast. Raises `ValueError` unless `ctx` is a matrix of at least `min_context` columns."
+    check_ctx(ctx, self.min_context)
+    if not len(ctx): return ctx.new_zeros(0, self.horizon, len(self.cfg.levels))
     return ctx[:, -1:, None] + self.scale(ctx)[..., None]*self.relative(ctx)
 
 @patch

@@ -127,7 +127,7 @@ def _resume(ckpt, settings, model, opt, mean): # state of an earlier run: histor
     if mean: mean.load_state_dict(s['mean'])
     return History(**s['hist']), s['best'], s['bad'], s['step']
 
-# %% ../nbs/20_training.ipynb #87d14adf
+# %% ../nbs/20_training.ipynb #a874a5b1
 def fit(
     model:nn.Module, # trained in place; parameters with `requires_grad=False` stay as they are
     batches:Callable[[int], tuple], # step -> (input, *targets)
@@ -144,6 +144,7 @@ def fit(
     patience:int|None=None, # looks without a new best before stopping; None never stops early
     ckpt:str|Path|None=None, # file to resume from and to write to; None keeps nothing
     seed:int=0, # of dropout and whatever else draws from torch's own generator
+    about:str='', # what else the result depends on (data, model, loss); a checkpoint made about something else is refused
     device:str|None=None, # as in `core.pick_device`
     desc:str='training', # shown beside the progress bar
 )->History: # one row a look
@@ -151,7 +152,7 @@ def fit(
 
     Raises `FloatingPointError` if the loss is not finite, `InputError` if the checkpoint is damaged or was written with other settings."""
     device, predict, (rank, world) = pick_device(device), predict or model, _processes()
-    settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, every=every, patience=patience, seed=seed)
+    settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, every=every, patience=patience, seed=seed, about=about)
     model.to(device).train()
     opt, mean = _optimiser(model, lr, weight_decay), _average(model, ema)
     rng = torch.get_rng_state(); torch.manual_seed(seed)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'draw_length', 'prior_batches', 'in_unit', 'unit_pinball', 'pretrain', 'TuneCfg', 'record_batches',
-           'trend_unit', 'tune', 'leave_one_set_out', 'choose']
+           'trend_unit', 'fingerprint', 'tune', 'leave_one_set_out', 'choose']
 
-# %% ../nbs/33_tune.ipynb #91f7e0de
-import dataclasses, json
+# %% ../nbs/33_tune.ipynb #d4650540
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,7 +48,7 @@ def prior_batches(
         return x[:, :length], x[:, length:]
     return batch
 
-# %% ../nbs/33_tune.ipynb #a643f639
+# %% ../nbs/33_tune.ipynb #d5badb3d
 def in_unit(
     model:BatteryTimer,
 )->Callable: # ctx -> (quantiles, last value, scale), all that a loss in the window's unit needs
@@ -80,7 +80,7 @@ def pretrain(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(seed, 'init').integers(2**31)))
         model = BatteryTimer(cfg)
-    hist = fit(model, prior_batches(batch_size, cfg.hor, seed), unit_pinball, steps=steps, lr=lr, ema=.998, every=every, predict=in_unit(model), ckpt=ckpt, seed=seed, desc='pre-training')
+    hist = fit(model, prior_batches(batch_size, cfg.hor, seed), unit_pinball, steps=steps, lr=lr, ema=.998, every=every, predict=in_unit(model), ckpt=ckpt, seed=seed, about=f'{cfg}, batches of {batch_size}', desc='pre-training')
     return model, hist
 
 # %% ../nbs/33_tune.ipynb #bec30636
@@ -127,12 +127,23 @@ def _rows(records, n, length, gen, stretched): # (n, length) float32 from one se
     picks = [usable[i] for i in gen.integers(len(usable), size=n)]
     return np.stack([r[s:s+length] for r, s in zip(picks, (gen.integers(len(r)-length+1) for r in picks))]).astype(np.float32)
 
-# %% ../nbs/33_tune.ipynb #87dc676f
+# %% ../nbs/33_tune.ipynb #0b7ae34a
 def trend_unit(
     sets:dict[str, Cells], # training side
 )->float: # SOH
     "The constant c of the trend penalty: the median deviation of 96-cycle stretches of the training cells."
     return float(np.median([np.std(s[-96*(k+1):len(s)-96*k]) for c in sets.values() for s in map(c.soh, c.ids) for k in range(len(s)//96)] or [1e-2]))
+
+def fingerprint(
+    base:torch.nn.Module, # where a tuning starts
+    sets:dict[str, Cells], # what it sees
+    cfg, # how it goes
+)->str: # 16 hexadecimal digits
+    "A short name for everything that a tuning depends on, so that no checkpoint is taken for another's."
+    h = hashlib.sha256(repr(cfg).encode())
+    for v in base.state_dict().values(): h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    for n, c in sets.items(): h.update(f'{n} {c.ids}'.encode() + np.ascontiguousarray(c.cycles.soh.to_numpy(np.float32)).tobytes())
+    return h.hexdigest()[:16]
 
 def tune(
     base:BatteryTimer, # left as it is
@@ -144,15 +155,17 @@ def tune(
     adapter:str|Path|None=None, # folder that receives the peft adapter
 )->BatteryTimer: # base plus adapter, merged, in evaluation mode
     "LoRA on measured cells, with the quantile loss and the trend penalty."
-    model = BatteryTimer(base.cfg)
+    with torch.random.fork_rng(devices=[]): model = BatteryTimer(base.cfg)
     model.load_state_dict(base.state_dict())
     lora = add_lora(model, cfg.rank, cfg.alpha, cfg.dropout, cfg.targets, seed)
     unit, middle = trend_unit(sets), len(base.cfg.levels)//2
     def loss(pred, targ):
         q, last, scale = pred
         return unit_pinball(pred, targ, levels=base.cfg.levels) + trend_penalty(last + scale*q[..., middle], lam=cfg.lam, scale=unit)
-    fit(lora, record_batches(sets, cfg, base.horizon, seed), loss, steps=cfg.steps, lr=cfg.lr, weight_decay=0., ema=.99, predict=in_unit(lora), ckpt=ckpt, seed=seed, desc='tuning')
-    if adapter: lora.save_pretrained(str(adapter))
+    fit(lora, record_batches(sets, cfg, base.horizon, seed), loss, steps=cfg.steps, lr=cfg.lr, weight_decay=0., ema=.99, predict=in_unit(lora), ckpt=ckpt, seed=seed, about=fingerprint(base, sets, cfg), desc='tuning')
+    if adapter:
+        lora.save_pretrained(str(adapter))
+        (Path(adapter)/'README.md').unlink(missing_ok=True)         # peft's empty model card; ours stands beside the model
     return lora.merge_and_unload().eval()
 
 # %% ../nbs/33_tune.ipynb #4a44c367
