@@ -141,11 +141,13 @@ def _print_check(file, rows, remarks, ok):
     for p in dict.fromkeys(p for r in bad for p in r['problems']): print(f'  problem: {p}')
     for r in remarks: print(f'  remark: {r}')
 
-# %% ../nbs/90_app.ipynb #41a548e4
+# %% ../nbs/90_app.ipynb #05621583
 def _cells(file:str, nominal_ah, drop:bool, model:str)->tuple: # cells and predictor, both checked
     from battnb.core import InputError, say
     from battnb.outlook import as_cells, load_model
-    cells, predictor = as_cells(file, nominal_ah, 'drop' if drop else 'raise'), load_model(model)
+    cells = as_cells(file, nominal_ah, 'drop' if drop else 'raise')
+    _few_threads()
+    predictor = load_model(model)
     for m in cells.notes.loc[cells.notes['rule'].isin([*_WRONG, 'mAh', 'percent', 'reference']) | (cells.notes['severity'] == 'error'), 'message'].head(20): say(f'note: {m}')
     if drop:
         sizes = cells.cycles.groupby('cell_id', sort=False).size()
@@ -154,6 +156,10 @@ def _cells(file:str, nominal_ah, drop:bool, model:str)->tuple: # cells and predi
         for i in short: say(f'note: cell {i}: {sizes[i]} cycles, {predictor.name} needs {predictor.least}: left out')
         cells = cells.take([i for i in cells.ids if i not in set(short)])
     return cells, predictor
+
+def _few_threads()->None: # small matrices: more threads only wait for each other
+    import os, torch
+    torch.set_num_threads(max(1, (os.cpu_count() or 1)//2))
 
 @app.command()
 def forecast(file:File, out:Out=None, model:ModelOpt='battery-timer',
@@ -263,7 +269,7 @@ def data_table()->'pandas.DataFrame': # name, cells, rows, kind, where
         rows.append(dict(name=name, cells=n, rows=total, kind='measured', where='BATTNB_DATA' if n else 'not here: let BATTNB_DATA name a folder that has it'))
     return pd.DataFrame(rows).astype(dict(cells='Int64', rows='Int64'))
 
-# %% ../nbs/90_app.ipynb #c9dd8ad6
+# %% ../nbs/90_app.ipynb #8dc1addf
 @app.command()
 def run(
     file:Annotated[str|None, typer.Argument(help='Your own cells: a cycle table or a folder of raw files. Default: the simulated fleet.')]=None,
@@ -271,6 +277,7 @@ def run(
     out:Annotated[Path, typer.Option('--out', '-o', help='Folder for everything that is made; an interrupted run continues from it.')]=Path('runs/demo'),
     seed:Annotated[int, typer.Option('--seed', min=0, help='Of everything random.')]=0,
     preset:Annotated[str|None, typer.Option('--preset', help='demo, full or tiny. Default: full for measured sets, else demo.')]=None,
+    base:Annotated[str, typer.Option('--base', help='Pre-trained network to start from: a shipped name or a folder.')]='timer-mini',
     fresh:Annotated[bool, typer.Option('--fresh', help='Start over, even if the folder holds another run.')]=False,
     is_json:Json=False):
     """The whole way: teacher, students, choice, verified int8 firmware, report.
@@ -285,7 +292,7 @@ def run(
     from battnb.core import InputError
     from battnb.pipeline import run as whole_way
     if file and data: raise InputError(f'give the cells once, got the file {file!r} and --data {data!r}')
-    done = whole_way(file or data, out, seed, preset=preset, fresh=fresh)
+    done = whole_way(file or data, out, seed, preset=preset, base=base, fresh=fresh)
     print(json.dumps(done, indent=1, ensure_ascii=False) if is_json else f"{out/'report.html'}")
 
 # %% ../nbs/90_app.ipynb #784f30f7
@@ -346,7 +353,7 @@ def rerun(
     except papermill.PapermillExecutionError as e: raise InputError(f'{path.name} failed, see {out}: {e.ename}: {e.evalue}') from e
     print(out)
 
-# %% ../nbs/90_app.ipynb #63cddda9
+# %% ../nbs/90_app.ipynb #78b10cbe
 def joined_pairs(
     args:list[str], # of the command line
 )->list[str]: # with '-p', 'NAME', 'VALUE' as '-p', 'NAME=VALUE'
@@ -358,6 +365,8 @@ def joined_pairs(
         i += 3 if is_pair else 1
     return out
 
+_STOPPED = 'interrupted; a run continues where it stopped'
+
 def _note(message, category, filename, lineno, file=None, line=None): print(f'note: {message}', file=sys.stderr)
 
 def main(
@@ -368,8 +377,8 @@ def main(
     warnings.showwarning = _note
     for kind in (FutureWarning, DeprecationWarning): warnings.simplefilter('ignore', kind)
     code, said = 0, ''
-    try: code = app(joined_pairs(list(sys.argv[1:] if args is None else args)), prog_name='battnb', standalone_mode=False) or 0; sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort): code, said = 130, 'interrupted; a run continues where it stopped'
+    try: code = app(joined_pairs(list(sys.argv[1:] if args is None else args)), prog_name='battnb', standalone_mode=False) or 0; sys.stdout.flush(); said = _STOPPED if code == 130 else ''
+    except (KeyboardInterrupt, typer.Abort): code, said = 130, _STOPPED
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)     # `| head` has seen enough
     except OSError as e:
         if e.errno == errno.EPIPE: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

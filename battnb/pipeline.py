@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TRAINING', 'UNSEEN', 'KIN', 'ENOUGH_CELLS', 'ENOUGH_CYCLES', 'RunCfg', 'Plan', 'by_set', 'plan_of',
-           'Folder', 'load_base', 'make_teacher', 'study_windows', 'make_students', 'choose_student', 'make_firmware',
-           'deploy_student', 'judge', 'score_table', 'shown_cells', 'make_forecasts', 'run', 'write_report']
+           'Folder', 'load_base', 'make_teacher', 'calibration_windows', 'study_windows', 'make_students',
+           'choose_student', 'make_firmware', 'deploy_student', 'judge', 'score_table', 'shown_cells', 'make_forecasts',
+           'run', 'write_report']
 
-# %% ../nbs/88_pipeline.ipynb #4387a02d
+# %% ../nbs/88_pipeline.ipynb #4eb72b11
 import dataclasses, hashlib, json, os, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 from .core import InputError, atomic, package_dir, provenance, save_results, say, stream, weights_dir
 from .data import NAMED, Cells, concat, load, split_cells
-from .outlook import Predictor, as_cells, forecast, life, load_model
+from .outlook import Predictor, as_cells, forecast, life, load_model, load_net
 
 # %% ../nbs/88_pipeline.ipynb #0b13a1ff
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _code()->str: # 16 hexadecimal digits over everything that computes
 def _difference(old:dict, new:dict)->str: # what differs, in a few words
     return ', '.join(f'{k}: {str(old.get(k))[:40]} then, {str(new.get(k))[:40]} now' for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k))[:300]
 
-# %% ../nbs/88_pipeline.ipynb #3771d218
+# %% ../nbs/88_pipeline.ipynb #02d4be10
 def _windows(cells, stride:int): # of one set or a dict of sets; None where no cell is long enough
     from battnb.windows import join, make_windows
     sets = cells.values() if isinstance(cells, dict) else [cells]
@@ -233,8 +234,18 @@ def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, wo
     elif (weights_dir()/'battery-timer'/'config.json').is_file(): net, best = load_base('battery-timer'), 'as shipped'
     trained_on = ['drawn curves', *(plan.train if best.startswith('LoRA') else [])]
     net.save_pretrained(folder, trained_on=trained_on, chosen=best)
-    conf = _calibrated(net, _windows(plan.val, cfg.stride), folder, cells='validation cells of the run')
-    return dict(chosen=best, params=net.n_params, trained_on=trained_on, search=[] if table is None else table.to_dict('records'), calibration_cells=conf.cells[''])
+    windows, told = calibration_windows(plan, cfg, seed)
+    _calibrated(net, windows, folder, cells=told)
+    return dict(chosen=best, params=net.n_params, trained_on=trained_on, search=[] if table is None else table.to_dict('records'), calibration=told)
+
+def calibration_windows(plan:Plan, cfg:RunCfg, seed:int)->tuple['Windows', str]: # of validation cells; who they are
+    "What intervals are calibrated on: where fewer than four cells could support no 80 % interval, simulated ones help out."
+    from battnb.windows import join
+    own = _windows(plan.val, cfg.stride)
+    n = len(set(own.cell_id))
+    if n >= 4: return own, f'{n} validation cells'
+    more = _windows(_split(_fleet_sets()[0], seed)['val'], cfg.stride)
+    return join([own, more]), f'{n} validation cells, too few for an interval, and {len(set(more.cell_id))} simulated ones'
 
 def _calibrated(model, windows, folder:Path, **note): # a `Conformal`, written into the model's folder
     from battnb.evaluation import predict
@@ -292,12 +303,10 @@ def make_students(plan:Plan, cfg:RunCfg, seed:int, teacher, folder:Path, work:Pa
             say(f'    {name}: {rows[-1]["val_mae"]:.3f} % SOH on {len(set(valid.cell_id))} validation cells')
     return dict(students=rows, windows=len(train), drawn=2*cfg.drawn, cells=len(set(train.cell_id)) - 2*cfg.drawn)
 
-# %% ../nbs/88_pipeline.ipynb #2b8270e1
+# %% ../nbs/88_pipeline.ipynb #9c5c1c9b
 def _integers(folder:Path, calib, half=None): # network and its integer form
     from battnb.deploy import quantize
-    from battnb.forecaster import load_forecaster
-    import battnb.evaluation, battnb.liquid, battnb.students                 # register the architectures
-    net = load_forecaster(folder)
+    net = load_net(folder)
     return net, quantize(net, calib[::max(1, len(calib)//512)], half)
 
 def _int_mae(ints, windows)->float: # mean over cells, % SOH
@@ -321,7 +330,7 @@ def choose_student(plan:Plan, cfg:RunCfg, students:list[dict], folder:Path, work
     best = pick(table, objectives, dict(flash_bytes=cfg.max_flash, instructions=cfg.max_instructions), slack=.02)
     return dict(chosen=best['name'], table=table.assign(on_front=pareto_front(table, objectives)).to_dict('records'))
 
-# %% ../nbs/88_pipeline.ipynb #046fc3da
+# %% ../nbs/88_pipeline.ipynb #df4b1977
 def make_firmware(
     model:str|Path, # a folder or a shipped name: liquid, ridge or another affine forecaster
     out:str|Path, # firmware folder
@@ -336,6 +345,7 @@ def make_firmware(
     from battnb.uncertainty import Conformal
     folder = next((p for p in (Path(model).expanduser(), weights_dir()/str(model)) if p.is_dir()), None)
     if folder is None: load_model(model); raise InputError(f'{str(model)!r} is a rule, not a model folder: rules need no firmware generator')
+    if hasattr(net := load_net(folder), 'quantiles'): raise InputError(f'{folder.name} ({net.arch}, {net.n_params:,} parameters) cannot become firmware; small students can: see the column deploy of `battnb models`, or distil one with `battnb run`')
     if contexts is None: contexts = _windows(as_cells(calibrate) if calibrate else load('fleet'), 96)
     if contexts is None: raise InputError(f'calibration needs a cell of 192 cycles or more, {calibrate!r} has none')
     conf = folder/'conformal.json'
@@ -353,33 +363,32 @@ def make_firmware(
 def _checksum_of(folder)->str: return json.loads((Path(folder)/'model.json').read_text())['checksum']
 def _describe(ints)->str: from battnb.deploy import describe; return describe(ints)
 
-def deploy_student(plan:Plan, cfg:RunCfg, chosen:str, students:Path, out:Path)->dict:
+def deploy_student(plan:Plan, cfg:RunCfg, seed:int, chosen:str, students:Path, out:Path)->dict:
     "The chosen student as firmware, its intervals calibrated on its own integers."
     from battnb.uncertainty import calibrate
     import shutil, warnings
-    train, valid = _windows(plan.train, cfg.stride), _windows(plan.val, cfg.stride)
+    train, (valid, told) = _windows(plan.train, cfg.stride), calibration_windows(plan, cfg, seed)
     folder = out/'student'
     shutil.rmtree(folder, ignore_errors=True); shutil.copytree(students/chosen.replace(' ', '-'), folder)
     _, ints = _integers(folder, train.ctx)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        conf = calibrate(ints(valid.ctx.numpy()), valid.targ.numpy(), valid.cell_id, few='warn', note=dict(cells='validation cells of the run'))
+        conf = calibrate(ints(valid.ctx.numpy()), valid.targ.numpy(), valid.cell_id, few='warn', note=dict(cells=told))
     conf.to_json(folder/'conformal.json'); conf.to_json(out/'firmware'/'conformal.json')
-    told = dict(trained_on=', '.join(plan.train), cells='measured' if plan.measured and plan.is_tuned else 'simulated', interval='80 %')
-    done = make_firmware(folder, out/'firmware', None, cfg.checks, conf.half_widths(.8), train.ctx, told)
+    origin = dict(trained_on=', '.join(plan.train), cells='measured' if plan.measured and plan.is_tuned else 'simulated', interval='80 %')
+    done = make_firmware(folder, out/'firmware', None, cfg.checks, conf.half_widths(.8), train.ctx, origin)
     if done['mismatches']: raise InputError(f"the firmware differs from its specification in {done['mismatches']} of {done['checked']} outputs; please report this")
-    return done | dict(calibration_cells=conf.cells[''])
+    return done | dict(calibration=told)
 
-# %% ../nbs/88_pipeline.ipynb #b249ed24
+# %% ../nbs/88_pipeline.ipynb #0d793a8d
 def judge(plan:Plan, cfg:RunCfg, seed:int, out:Path)->tuple[pd.DataFrame, list[dict]]: # results, coverage rows
     "Scores on test cells and unseen sets."
     from battnb.deploy import load_int
     from battnb.evaluation import evaluate
-    from battnb.forecaster import load_forecaster
-    import battnb.evaluation, battnb.liquid, battnb.students, torch
+    import torch
     ints, teacher = load_int(out/'firmware'), load_base(out/'teacher')
     int8 = lambda x, h: torch.from_numpy(ints(x.numpy())[:, :h]).float()
-    models = {'teacher': teacher, 'student fp32': load_forecaster(out/'student'), 'student int8': int8, 'ridge': load_forecaster(out/'students'/'ridge-vanilla')}
+    models = {'teacher': teacher, 'student fp32': load_net(out/'student'), 'student int8': int8, 'ridge': load_net(out/'students'/'ridge-vanilla')}
     tables, rows = [], []
     for role, sets in (('unseen', plan.unseen), ('test', plan.test)):
         for name, cells in sets.items():
@@ -478,7 +487,7 @@ def _data_hash(plan:Plan)->str: # 16 hexadecimal digits over every row and every
             digest.update(f'{role} {name}'.encode() + pd.util.hash_pandas_object(c.cycles[['cell_id', 'cycle', 'soh']], index=False).to_numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/88_pipeline.ipynb #c81558d6
+# %% ../nbs/88_pipeline.ipynb #8050eff4
 def _steps(folder:Folder, plan:Plan, cfg:RunCfg, seed:int, base, preset:str)->dict:
     out, work = folder.out, folder.work
     say(plan.why)
@@ -486,7 +495,7 @@ def _steps(folder:Folder, plan:Plan, cfg:RunCfg, seed:int, base, preset:str)->di
     teacher = folder.do('teacher', lambda: make_teacher(plan, cfg, seed, base, out/'teacher', work('teacher')))
     students = folder.do('students', lambda: make_students(plan, cfg, seed, load_base(out/'teacher'), out/'students', work('students')))
     choice = folder.do('choice', lambda: choose_student(plan, cfg, students['students'], out/'students', work('choice')))
-    firmware = folder.do('firmware', lambda: deploy_student(plan, cfg, choice['chosen'], out/'students', out))
+    firmware = folder.do('firmware', lambda: deploy_student(plan, cfg, seed, choice['chosen'], out/'students', out))
     scores = folder.do('scores', lambda: _scored(plan, cfg, seed, out, folder.settings))
     shown = folder.do('report', lambda: make_forecasts(plan, cfg, out))
     summary = dict(title=plan.title, measured=plan.measured, tuned=plan.is_tuned, preset=preset, seed=seed, why=plan.why, sets=plan.table().to_dict('records'), leaks=leaks, teacher=teacher, students=students, choice=choice,
