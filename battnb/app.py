@@ -25,7 +25,7 @@ def __getattr__(name:str): # the public functions, imported at first use
     import importlib
     return getattr(importlib.import_module(f'battnb.{_HOME[name]}'), name)
 
-# %% ../nbs/90_app.ipynb #727f7ba4
+# %% ../nbs/90_app.ipynb #aecf62da
 def harmless(
     value, # of any type
 ): # the same, or a string that no spreadsheet takes for a formula
@@ -46,6 +46,7 @@ def as_text(
     text = df.apply(lambda s: s.map(harmless) if s.dtype.kind in 'OUT' or str(s.dtype) in ('str', 'string') else s)
     return text.rename(columns=harmless).to_csv(index=False, float_format='%.7g', lineterminator='\n')
 
+# %% ../nbs/90_app.ipynb #df6a6cb3
 def save_table(
     df:'pandas.DataFrame',
     path:str|Path, # .parquet, .csv or .json
@@ -72,7 +73,21 @@ def give(
     if out not in (None, '-'): say(f'{len(df):,} rows written to {save_table(df, out)}')
     else: sys.stdout.write(as_text(df, 'json' if is_json else 'txt' if sys.stdout.isatty() else 'csv')); sys.stdout.flush()
 
-# %% ../nbs/90_app.ipynb #5bd8a856
+# %% ../nbs/90_app.ipynb #7ab718c9
+_ODD = ('time_backwards', 'several_discharges', 'cut_off', 'skipped', 'sign', 'unusable') # codes of the readers that a person should look at
+
+def _check_raw(table, said)->tuple[list[dict], list[str], bool]: # cycles of raw files and what the reader said
+    rows = []
+    for cell, t in table.groupby('cell_id', sort=False):
+        full = t.loc[t['kind'] == 'full', 'cap_ah']
+        caps = (full if len(full) else t['cap_single_ah']).dropna()
+        first, last = (round(float(c), 6) for c in (caps.iloc[0], caps.iloc[-1])) if len(caps) else (None, None)
+        odd = [n['text'] for n in said if n['code'] in _ODD and n.get('cell_id') in (cell, None, '')]
+        if not len(full): odd.append(f'cell {cell}: no full discharge in {len(t)} cycles' + ('; the capacity is that of a single discharge' if len(caps) else ''))
+        rows.append(dict(cell_id=cell, n_cycles=len(t), n_full=len(full), cap_ah_first=first, cap_ah_last=last, problems=odd))
+    return rows, [n['text'] for n in said if n['code'] not in _ODD], all(r['cap_ah_first'] is not None for r in rows)
+
+# %% ../nbs/90_app.ipynb #7df5bbac
 LEAST = 24 # steps below which no network forecasts
 _WRONG = ('mAh under Ah', 'Ah under mAh', 'odd start', 'capacity and SOH disagree', 'unusable', 'reference mismatch') # notes that a person should look at
 
@@ -81,7 +96,8 @@ def check_table(
     nominal_ah:float|None=None, # nominal capacity in Ah
 )->tuple[list[dict], list[str], bool]: # a row a cell, remarks on the file, is it usable?
     "What is in a file and what is wrong with it. Raises `InputError` where nothing can be read at all."
-    from battnb.outlook import as_cells
+    from battnb.outlook import as_cells, raw_table
+    if (raw := raw_table(source, nominal_ah)) is not None: return _check_raw(*raw)
     cells = as_cells(source, nominal_ah, errors='drop')
     notes = [n for n in cells.notes.to_dict('records')]
     is_problem = lambda n: n['severity'] == 'error' or n['rule'] in _WRONG
@@ -141,7 +157,7 @@ def _print_check(file, rows, remarks, ok):
     for p in dict.fromkeys(p for r in bad for p in r['problems']): print(f'  problem: {p}')
     for r in remarks: print(f'  remark: {r}')
 
-# %% ../nbs/90_app.ipynb #05621583
+# %% ../nbs/90_app.ipynb #063438b2
 def _cells(file:str, nominal_ah, drop:bool, model:str)->tuple: # cells and predictor, both checked
     from battnb.core import InputError, say
     from battnb.outlook import as_cells, load_model
@@ -161,6 +177,7 @@ def _few_threads()->None: # small matrices: more threads only wait for each othe
     import os, torch
     torch.set_num_threads(max(1, (os.cpu_count() or 1)//2))
 
+# %% ../nbs/90_app.ipynb #05feeab8
 @app.command()
 def forecast(file:File, out:Out=None, model:ModelOpt='battery-timer',
     horizon:Annotated[int, typer.Option('--horizon', '-n', min=1, help="Steps ahead, in the record's own cadence.")]=96,
@@ -180,6 +197,7 @@ def forecast(file:File, out:Out=None, model:ModelOpt='battery-timer',
     cells, predictor = _cells(file, nominal_ah, drop, model)
     give(outlook.forecast(cells, horizon, predictor, tuple(level or (80, 95)), at), out, is_json)
 
+# %% ../nbs/90_app.ipynb #b51839c9
 @app.command()
 def life(file:File, out:Out=None, model:ModelOpt='battery-timer',
     eol:Annotated[float, typer.Option('--eol', help='State of health that ends a life.')]=.8,
@@ -198,7 +216,7 @@ def life(file:File, out:Out=None, model:ModelOpt='battery-timer',
     cells, predictor = _cells(file, nominal_ah, drop, model)
     give(outlook.life(cells, eol, predictor, level, at), out, is_json)
 
-# %% ../nbs/90_app.ipynb #f03fea4d
+# %% ../nbs/90_app.ipynb #091282cc
 _FIGURES = ('checked', 'mismatches', 'instructions', 'flash_bytes', 'ram_bytes', 'stack_bytes', 'ms_low', 'ms_high')
 
 @app.command()
@@ -224,6 +242,7 @@ def deploy(
     else: print(firmware_line(done))
     raise typer.Exit(1 if done['mismatches'] else 0)
 
+# %% ../nbs/90_app.ipynb #69e4fdb5
 def firmware_line(
     d:dict, # as from `battnb.deploy.verify`
 )->str: # one sentence
@@ -245,6 +264,7 @@ def models(is_json:Json=False):
     give(outlook.models(), None, is_json)
     if sys.stdout.isatty(): from battnb.evaluation import NAIVE; say('Rules that need no training: ' + ', '.join(NAIVE))
 
+# %% ../nbs/90_app.ipynb #003ec875
 @app.command()
 def data(is_json:Json=False):
     """Data sets at hand: the simulated fleet, and the measured sets in the folder that BATTNB_DATA names.
@@ -295,7 +315,7 @@ def run(
     done = whole_way(file or data, out, seed, preset=preset, base=base, fresh=fresh)
     print(json.dumps(done, indent=1, ensure_ascii=False) if is_json else f"{out/'report.html'}")
 
-# %% ../nbs/90_app.ipynb #784f30f7
+# %% ../nbs/90_app.ipynb #372ad830
 def studies()->'dict[str, Path]': # by name
     "The studies of this checkout; none where battnb was installed without its notebooks."
     from battnb.core import package_dir
@@ -312,6 +332,7 @@ def find_study(
     if len(hits) != 1: raise InputError(f"no study is called {name!r}; there are: {', '.join(known) or 'none, they come with the source checkout'}")
     return hits[0]
 
+# %% ../nbs/90_app.ipynb #f12760be
 def read_parameters(
     pairs:list[str], # 'name=value'
     known:dict, # as from `papermill.inspect_notebook`
@@ -328,6 +349,7 @@ def read_parameters(
         except json.JSONDecodeError: out[name] = text
     return out
 
+# %% ../nbs/90_app.ipynb #215c82e7
 @app.command()
 def rerun(
     study:Annotated[str, typer.Argument(help='A study of this checkout by name or number, or a path to a notebook.')],

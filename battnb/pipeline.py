@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'TRAINING', 'UNSEEN', 'KIN', 'ENOUGH_CELLS', 'ENOUGH_CYCLE
            'choose_student', 'make_firmware', 'deploy_student', 'judge', 'score_table', 'shown_cells', 'make_forecasts',
            'run', 'write_report']
 
-# %% ../nbs/88_pipeline.ipynb #4eb72b11
+# %% ../nbs/88_pipeline.ipynb #d5582f95
 import dataclasses, hashlib, json, os, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from .core import InputError, atomic, package_dir, provenance, save_results, say, stream, weights_dir
 from .data import NAMED, Cells, concat, load, split_cells
 from .outlook import Predictor, as_cells, forecast, life, load_model, load_net
@@ -80,7 +81,7 @@ def _split(sets:dict[str, Cells], seed:int, **shares)->dict[str, dict[str, Cells
     parts = {n: split_cells(c, seed=seed, **shares) for n, c in sets.items()}
     return {p: {n: q[p] for n, q in parts.items() if p in q} for p in ('train', 'val', 'test')}
 
-# %% ../nbs/88_pipeline.ipynb #9077db97
+# %% ../nbs/88_pipeline.ipynb #36515d2e
 @contextmanager
 def _data_from(folder:Path)->Iterator[None]: # `load` finds the measured sets there
     old = os.environ.get('BATTNB_DATA')
@@ -98,9 +99,10 @@ def _measured_plan(folder:Path, seed:int)->Plan:
         sets = {NAMED[n]: load(n) for n in TRAINING + UNSEEN if NAMED[n] in have}
     train, unseen = {n: c for n, c in sets.items() if n.lower() in TRAINING}, {n: c for n, c in sets.items() if n.lower() in UNSEEN}
     if len(train) < 2: raise InputError(f"a run needs at least two of the sets {', '.join(map(str.upper, TRAINING))}, got {', '.join(train) or 'none'}")
-    why = f"The teacher is tuned on {', '.join(train)} and never sees {', '.join(unseen) or 'their test cells'}."
+    why = f"{', '.join(train)} are for training and choosing, split by cell; {', '.join(unseen) or 'their test cells'} are for judging only, zero-shot."
     return Plan('Measured cells', **_split(train, seed), unseen=unseen, why=why, kin={n: KIN.get(n, n) for n in train}, files=(folder/'cycles.parquet', folder/'cells.parquet'))
 
+# %% ../nbs/88_pipeline.ipynb #7a868615
 def _own_plan(source, seed:int)->Plan:
     cells = as_cells(source, errors='drop')
     long = [i for i, n in cells.cycles.groupby('cell_id', sort=False).size().items() if n >= ENOUGH_CYCLES]
@@ -121,12 +123,12 @@ def plan_of(
     "Roles of all cells. Raises `InputError` if the data cannot be used."
     if data is None:
         small, large = _fleet_sets()
-        return Plan('Simulated fleet', **_split(small, seed, train=.6, val=.25, test=.15), unseen=large, why='The teacher is tuned on small cells of four chemistries and never sees the large ones. All cells are simulated.')
+        return Plan('Simulated fleet', **_split(small, seed, train=.6, val=.25, test=.15), unseen=large, why='Small cells of four chemistries are for training and choosing, split by cell; the large ones are for judging only, zero-shot. All cells are simulated.')
     path = Path(data).expanduser() if isinstance(data, (str, Path)) else None
     if path is not None and (path/'cycles.parquet').is_file() and (path/'cells.parquet').is_file(): return _measured_plan(path, seed)
     return _own_plan(data, seed)
 
-# %% ../nbs/88_pipeline.ipynb #9312989e
+# %% ../nbs/88_pipeline.ipynb #e5270e7b
 class Folder:
     """Where a run lives: its lock, its settings, and the steps that are done.
 
@@ -149,35 +151,42 @@ class Folder:
             self.forget()
         self._write('run', dict(settings=self.settings, code=_code()))
 
-    def _file(self, name): return self.out/'steps'/f'{name}.json'
-    def _read(self, name):
-        try: return json.loads(self._file(name).read_text())
-        except FileNotFoundError: return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as e: raise InputError(f"{str(self._file(name))!r} is damaged ({e}); start over with --fresh") from e
-    def _write(self, name, value):
-        with atomic(self._file(name)) as tmp: tmp.write_text(json.dumps(value, indent=1))
-    def forget(self):
-        import shutil
-        for p in (self.out/'steps').iterdir():
-            if p.is_dir(): shutil.rmtree(p)
-            elif p.name != 'lock': p.unlink()
-    def work(self, name:str)->Path: return self.out/'steps'/name             # checkpoints of a step, deleted when it is done
+# %% ../nbs/88_pipeline.ipynb #1668ce23
+@patch
+def _file(self:Folder, name): return self.out/'steps'/f'{name}.json'
+@patch
+def _read(self:Folder, name):
+    try: return json.loads(self._file(name).read_text())
+    except FileNotFoundError: return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise InputError(f"{str(self._file(name))!r} is damaged ({e}); start over with --fresh") from e
+@patch
+def _write(self:Folder, name, value):
+    with atomic(self._file(name)) as tmp: tmp.write_text(json.dumps(value, indent=1))
+@patch
+def forget(self:Folder):
+    import shutil
+    for p in (self.out/'steps').iterdir():
+        if p.is_dir(): shutil.rmtree(p)
+        elif p.name != 'lock': p.unlink()
+@patch
+def work(self:Folder, name:str)->Path: return self.out/'steps'/name             # checkpoints of a step, deleted when it is done
 
-    def do(self,
-        name:str, # of the step
-        make:Callable[[], dict], # does it; returns plain JSON types
-    )->dict: # what `make` returned, now or earlier
-        "Do a step, or read what it gave when it was done."
-        import shutil
-        self.at += 1
-        head = f'{self.at}/{self.steps} {name}'
-        if (done := self._read(name)) is not None: say(f'{head}: kept'); return done
-        say(f'{head} …')
-        begin = time.monotonic()
-        self._write(name, make())
-        shutil.rmtree(self.work(name), ignore_errors=True)
-        say(f'{head}: {time.monotonic() - begin:.0f} s, {time.monotonic() - self.started:.0f} s in all')
-        return self._read(name)
+@patch
+def do(self:Folder,
+    name:str, # of the step
+    make:Callable[[], dict], # does it; returns plain JSON types
+)->dict: # what `make` returned, now or earlier
+    "Do a step, or read what it gave when it was done."
+    import shutil
+    self.at += 1
+    head = f'{self.at}/{self.steps} {name}'
+    if (done := self._read(name)) is not None: say(f'{head}: kept'); return done
+    say(f'{head} …')
+    begin = time.monotonic()
+    self._write(name, make())
+    shutil.rmtree(self.work(name), ignore_errors=True)
+    say(f'{head}: {time.monotonic() - begin:.0f} s, {time.monotonic() - self.started:.0f} s in all')
+    return self._read(name)
 
 # %% ../nbs/88_pipeline.ipynb #a51567cd
 def _lock(file, out:Path)->None: # the operating system frees it when the process ends, however it ends
@@ -195,7 +204,7 @@ def _code()->str: # 16 hexadecimal digits over everything that computes
 def _difference(old:dict, new:dict)->str: # what differs, in a few words
     return ', '.join(f'{k}: {str(old.get(k))[:40]} then, {str(new.get(k))[:40]} now' for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k))[:300]
 
-# %% ../nbs/88_pipeline.ipynb #02d4be10
+# %% ../nbs/88_pipeline.ipynb #2be264ea
 def _windows(cells, stride:int): # of one set or a dict of sets; None where no cell is long enough
     from battnb.windows import join, make_windows
     sets = cells.values() if isinstance(cells, dict) else [cells]
@@ -217,6 +226,7 @@ def load_base(name:str|Path)->'BatteryTimer': # a shipped name or a folder
     folder = Path(name) if Path(name).is_dir() else weights_dir()/name
     return BatteryTimer.from_pretrained(folder)
 
+# %% ../nbs/88_pipeline.ipynb #9931ddc2
 def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, work:Path)->dict: # search, tuning, calibration; saved in `folder`
     "The teacher of a run, and how it was chosen. Raises `InputError` if no training or validation cell is long enough."
     for role, part in (('training', plan.train), ('validation', plan.val)):
@@ -238,6 +248,7 @@ def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, wo
     _calibrated(net, windows, folder, cells=told)
     return dict(chosen=best, params=net.n_params, trained_on=trained_on, search=[] if table is None else table.to_dict('records'), calibration=told)
 
+# %% ../nbs/88_pipeline.ipynb #9d73798e
 def calibration_windows(plan:Plan, cfg:RunCfg, seed:int)->tuple['Windows', str]: # of validation cells; who they are
     "What intervals are calibrated on: where fewer than four cells could support no 80 % interval, simulated ones help out."
     from battnb.windows import join
@@ -330,7 +341,7 @@ def choose_student(plan:Plan, cfg:RunCfg, students:list[dict], folder:Path, work
     best = pick(table, objectives, dict(flash_bytes=cfg.max_flash, instructions=cfg.max_instructions), slack=.02)
     return dict(chosen=best['name'], table=table.assign(on_front=pareto_front(table, objectives)).to_dict('records'))
 
-# %% ../nbs/88_pipeline.ipynb #df4b1977
+# %% ../nbs/88_pipeline.ipynb #ff84de26
 def make_firmware(
     model:str|Path, # a folder or a shipped name: liquid, ridge or another affine forecaster
     out:str|Path, # firmware folder
@@ -360,6 +371,7 @@ def make_firmware(
     with atomic(Path(out)/'verification.json') as tmp: tmp.write_text(json.dumps(done, indent=1))
     return done | dict(checksum=_checksum_of(out), summary=_describe(load_int(out)))
 
+# %% ../nbs/88_pipeline.ipynb #68503bce
 def _checksum_of(folder)->str: return json.loads((Path(folder)/'model.json').read_text())['checksum']
 def _describe(ints)->str: from battnb.deploy import describe; return describe(ints)
 
@@ -487,7 +499,7 @@ def _data_hash(plan:Plan)->str: # 16 hexadecimal digits over every row and every
             digest.update(f'{role} {name}'.encode() + pd.util.hash_pandas_object(c.cycles[['cell_id', 'cycle', 'soh']], index=False).to_numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/88_pipeline.ipynb #8050eff4
+# %% ../nbs/88_pipeline.ipynb #e5086a73
 def _steps(folder:Folder, plan:Plan, cfg:RunCfg, seed:int, base, preset:str)->dict:
     out, work = folder.out, folder.work
     say(plan.why)
@@ -510,7 +522,7 @@ def _check_data(plan:Plan)->dict: # leaks between the roles; remarks of the read
     roles = {r: [*getattr(plan, r).values()] for r in ('train', 'val', 'test', 'unseen')}
     assert_no_leak({r: concat(c, r) for r, c in roles.items() if c}, curves=not plan.mine)
     notes = plan.mine.notes if plan.mine is not None else pd.DataFrame(columns=['cell_id', 'cycle', 'severity', 'message'])
-    return dict(found=0, checked=sum(len(c) for part in roles.values() for c in part), cleaned=notes[['cell_id', 'cycle', 'severity', 'message']].astype(object).where(notes.notna(), None).to_dict('records'))
+    return dict(found=0, curves=plan.mine is None, checked=sum(len(c) for part in roles.values() for c in part), cleaned=notes[['cell_id', 'cycle', 'severity', 'message']].astype(object).where(notes.notna(), None).to_dict('records'))
 
 def _scored(plan:Plan, cfg:RunCfg, seed:int, out:Path, settings:dict)->dict:
     results, covered = judge(plan, cfg, seed, out)

@@ -13,7 +13,7 @@ import pandas as pd
 from .core import assets_dir
 from .data import Cells
 
-# %% ../nbs/86_report.ipynb #526d4b1e
+# %% ../nbs/86_report.ipynb #b3e6cbe5
 class Frame:
     "A plot's rectangle, in pixels, and the data that fits into it."
     def __init__(self,
@@ -38,6 +38,7 @@ class Frame:
         there, back = self.path(x, lo), self.path(x[::-1], hi[::-1])
         return f'{there}L{back[1:]}Z' if there and back else ''
 
+# %% ../nbs/86_report.ipynb #04ebffb2
 def ticks(
     lo:float, # range
     hi:float,
@@ -61,7 +62,7 @@ def thinned(
     at = sorted(keep)
     return x[at], y[at]
 
-# %% ../nbs/86_report.ipynb #6b9e1bcb
+# %% ../nbs/86_report.ipynb #b429a264
 def axes_svg(
     f:Frame,
     x_label:str, # under the right end
@@ -70,7 +71,7 @@ def axes_svg(
     "Axes of a plot."
     ys, xs = ticks(f.y0, f.y1), ticks(f.x0, f.x1)
     lines = ''.join(f'<path class="ax" d="M{f.left} {f.py(v):.1f}H{f.right}"/><text x="{f.left - 4}" y="{f.py(v) + 3:.1f}" text-anchor="end">{v:.{digits}f}</text>' for v in ys)
-    xs = [v for v in xs if f.px(v) < f.right - 34]
+    xs = [v for v in xs if f.px(v) < f.right - 52]
     return lines + ''.join(f'<text x="{f.px(v):.1f}" y="{f.h - 8}" text-anchor="middle">{v:,.0f}</text>' for v in xs) + f'<text x="{f.right}" y="{f.h - 8}" text-anchor="end">{x_label}</text>'
 
 def _range(*values, eol:float)->tuple[float, float]: # of SOH; the threshold is shown where it is near
@@ -81,6 +82,7 @@ def _range(*values, eol:float)->tuple[float, float]: # of SOH; the threshold is 
     pad = .05*max(hi - lo, .02)
     return lo - pad, hi + pad
 
+# %% ../nbs/86_report.ipynb #08e52521
 def cell_svg(
     cycle:np.ndarray, # (n,) of the record
     soh:np.ndarray, # (n,)
@@ -146,7 +148,7 @@ def cards(
         out.append(dict(cell_id=i, svg=markupsafe.Markup(svg), text=text, order=1e9 if pd.isna(end['rul']) else int(end['rul']), soh=round(float(known[-1]), 4)))
     return out
 
-# %% ../nbs/86_report.ipynb #27dedd64
+# %% ../nbs/86_report.ipynb #28d890ba
 def front_svg(
     table:list[dict], # students: name, instructions, int8_mae, on_front
     chosen:str, # name of one of them
@@ -163,11 +165,12 @@ def front_svg(
     parts.append(f'<path class="frontline" d="{f.path(x[order], y[order])}"/>')
     for i, r in enumerate(table):
         if r['name'] == chosen: parts.append(f'<circle class="chosen" cx="{f.px(x[i]):.1f}" cy="{f.py(y[i]):.1f}" r="9"/>')
-        parts.append(f'<circle class="{"front" if r["on_front"] else "dot"}" cx="{f.px(x[i]):.1f}" cy="{f.py(y[i]):.1f}" r="4.5"/><text class="lab" x="{f.px(x[i]) + 12:.1f}" y="{f.py(y[i]) + 3:.1f}">{_escape(r["name"])}</text>')
+        parts.append(f'<circle class="{"front" if r["on_front"] else "dot"}" cx="{f.px(x[i]):.1f}" cy="{f.py(y[i]):.1f}" r="4.5"/>')
+        if r['on_front'] or r['name'] == chosen: parts.append(f'<text class="lab" x="{f.px(x[i]) + 12:.1f}" y="{f.py(y[i]) + 3:.1f}">{_escape(r["name"])}</text>')
     said = '; '.join(f"{r['name']}: {r['int8_mae']:.3f} % SOH, {r['instructions']:,} instructions" for r in table)
     return f'<svg viewBox="0 0 {f.w} {f.h}" role="img" aria-label="{_escape(f"Students by error and cost, chosen {chosen}. {said}")}">{"".join(parts)}</svg>'
 
-# %% ../nbs/86_report.ipynb #3f80f72c
+# %% ../nbs/86_report.ipynb #1a9ae52d
 OURS = ('teacher', 'student fp32', 'student int8')
 
 def _score_groups(scores:list[dict])->dict: # role -> set -> rows
@@ -183,19 +186,28 @@ def _search_table(search:list[dict])->dict|None: # columns, rows
     rows = [dict(name=n, values=list(v), best=best[n]) for n, v in zip(wide.index, wide.to_numpy())]
     return dict(columns=list(wide), rows=rows + [dict(name='geometric mean', values=list(np.exp(np.log(wide).mean())), best='')])
 
-def _tiles(s:dict)->list[dict]: # the headline figures
-    out = []
-    role = 'unseen' if any(r['role'] == 'unseen' for r in s['scores']) else 'test'
-    by = {m: np.mean([r['mae'] for r in s['scores'] if r['role'] == role and r['model'] == m]) for m in dict.fromkeys(r['model'] for r in s['scores'] if r['role'] == role)}
-    where = 'unseen sets' if role == 'unseen' else 'test cells'
-    if by:
-        naive = {m: v for m, v in by.items() if m not in OURS and m != 'ridge'}
-        best = min(naive, key=naive.get)
-        out += [dict(value=f"{by['teacher']:.2f} %", text=f'mean absolute error of the teacher on {where}'), dict(value=f"{by['student int8']:.2f} %", text=f'of the firmware ({s["choice"]["chosen"]}) on the same'),
-                dict(value=f'{naive[best]:.2f} %', text=f'of the best naive rule there ({best}), picked with hindsight')]
-    fw = s['firmware']
-    return out + [dict(value=f"{fw['flash_bytes']/1000:.1f} kB", text=f"of flash and {fw['instructions']:,} instructions for a forecast"), dict(value=f"{fw['mismatches']} of {fw['checked']:,}", text='outputs of the C code differ from the integers')]
+def _coverage_rows(rows:list[dict])->list[dict]: # a row a set and model: p80, p95, c80 as shares inside, width of p80
+    out = {}
+    for r in rows:
+        key = (r['dataset'], r['model'])
+        out.setdefault(key, dict(dataset=r['dataset'], role=r['role'], model=r['model'], cells=r['cells'], width=None))[f"{r['unit'][0]}{r['level']:g}"] = r['covered']
+        if (r['unit'], r['level']) == ('point', 80): out[key]['width'] = r['width']
+    return list(out.values())
 
+def _tiles(s:dict)->list[dict]: # the headline figures
+    role, fw = 'unseen' if any(r['role'] == 'unseen' for r in s['scores']) else 'test', s['firmware']
+    t = pd.DataFrame([r for r in s['scores'] if r['role'] == role], columns=['dataset', 'model', 'mae', 'role']).pivot_table(index='model', columns='dataset', values='mae', sort=False)
+    tiles = []
+    if len(t):
+        naive = t[~t.index.isin([*OURS, 'ridge'])].mean(axis=1)
+        each = lambda m: f" ({', '.join(f'{d} {v:.2f}' for d, v in t.loc[m].items())})" if 1 < t.shape[1] <= 4 else ''
+        where = f"{'unseen' if role == 'unseen' else 'test'} cells{' of ' + t.columns[0] if t.shape[1] == 1 else ', mean of sets'}"
+        tiles = [dict(value=f"{t.loc['teacher'].mean():.2f} %", text=f"mean absolute error of the teacher on {where}{each('teacher')}"),
+                 dict(value=f"{t.loc['student int8'].mean():.2f} %", text=f"of the firmware, {s['choice']['chosen']}, on the same{each('student int8')}"),
+                 dict(value=f'{naive.min():.2f} %', text=f'of the best naive rule there, {naive.idxmin()}, picked with hindsight{each(naive.idxmin())}')]
+    return tiles + [dict(value=f"{fw['flash_bytes']/1000:.1f} kB", text=f"of flash and {fw['instructions']:,} instructions for a forecast"), dict(value=f"{fw['mismatches']} of {fw['checked']:,}", text='outputs of the C code differ from the integers')]
+
+# %% ../nbs/86_report.ipynb #62a26f50
 def render(
     summary:dict, # what `summary.json` holds
     cells:Cells, # to draw
@@ -210,4 +222,4 @@ def render(
     groups = _score_groups(summary['scores'])
     origin = json.dumps(dict(settings=summary['settings'], **summary['provenance']), indent=1, ensure_ascii=False)
     return env.get_template('report.html.j2').render(s=summary, cards=cards(cells, forecasts, ends), life=rows, backtest='soh' in forecasts, scores=groups if summary['scores'] else None,
-        search=_search_table(summary['teacher']['search']), pareto=markupsafe.Markup(front_svg(summary['choice']['table'], summary['choice']['chosen'])), tiles=_tiles(summary), origin=origin, printed=printed)
+        search=_search_table(summary['teacher']['search']), pareto=markupsafe.Markup(front_svg(summary['choice']['table'], summary['choice']['chosen'])), tiles=_tiles(summary), coverage=_coverage_rows(summary['coverage']), origin=origin, printed=printed)

@@ -1,6 +1,7 @@
 """Forecast, life, models and the pipeline from Python: shapes, cadence, refusals, resumption, a fleet of a thousand cells."""
-import json, threading, time, warnings
+import json, os, threading, time, warnings
 import numpy as np, pandas as pd, pytest
+import browser
 from battnb.core import InputError
 from battnb.data import Cells, load
 
@@ -179,21 +180,49 @@ def test_few_own_cells_are_not_trained_on(base, mine, tmp_path, capsys):
     page = (tmp_path/'two'/'report.html').read_text()
     assert 'Zelle Ü/1' in page and '=cmd|x' in page and page.count('<li data-id=') == 2
 
-def test_table_report_and_summary_agree(base, mine, tmp_path):
+@pytest.fixture(scope='session')
+def finished(base, mine, tmp_path_factory):
+    "A run on nine own cells: its folder."
+    from battnb.pipeline import run
+    out = tmp_path_factory.mktemp('run')/'out'
+    run(mine.cycles, out, base=base, **TINY)
+    return out
+
+def test_table_report_and_summary_agree(finished, mine):
     from battnb.core import load_results
     from battnb.evaluation import NAIVE
-    from battnb.pipeline import run
-    s = run(mine.cycles, tmp_path/'out', base=base, **TINY)
-    results, told = load_results(tmp_path/'out'/'results')
+    s = json.loads((finished/'summary.json').read_text())
+    results, told = load_results(finished/'results')
     models = {'teacher', 'student fp32', 'student int8', 'ridge', *NAIVE}
     assert s['tuned'] and set(results.model) == models == {r['model'] for r in s['scores']}
-    assert json.loads((tmp_path/'out'/'summary.json').read_text()) == s and told['params']['seed'] == 0
-    page = (tmp_path/'out'/'report.html').read_text()
+    assert told['params']['seed'] == 0
+    page = (finished/'report.html').read_text()
     for r in s['scores']: assert f"{r['mae']:.3f}" in page
     for k in ('instructions', 'flash_bytes'): assert f"{s['firmware'][k]:,}" in page
     assert 'not measured on a board' in page and s['firmware']['checked'] >= 1000
-    life, fc = (pd.read_parquet(tmp_path/'out'/f'{n}.parquet') for n in ('life', 'forecasts'))
+    life, fc = (pd.read_parquet(finished/f'{n}.parquet') for n in ('life', 'forecasts'))
     assert set(life.cell_id) == set(fc.cell_id) == set(mine.ids)
+
+@pytest.mark.skipif(not browser.find() and os.environ.get('CI') != 'true', reason='no Chromium or Chrome found (required on CI)')
+def test_the_page_in_a_browser(finished, mine):
+    with browser.Browser() as b:
+        for size in browser.SIZES:
+            for dark in (False, True):
+                b.open((finished/'report.html').as_uri(), size, dark)
+                assert b.errors == []
+                assert b.eval('document.documentElement.scrollWidth <= innerWidth + 1'), f'the page is wider than the {size}'
+                light = b.eval("getComputedStyle(document.body).backgroundColor") == 'rgb(255, 255, 255)'
+                assert light != dark
+        assert b.eval("performance.getEntriesByType('resource').length") == 0      # nothing is loaded
+        assert b.eval("[...document.querySelectorAll('svg[role=img]')].every(s => s.getAttribute('aria-label').length > 20)")
+        assert b.eval("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.getAttribute('href')))")
+        b.eval(f"(() => {{ const f = document.getElementById('find'); f.value = {mine.ids[0]!r}; f.oninput() }})()")
+        assert b.eval("[...document.querySelectorAll('#cards li')].filter(x => !x.hidden).length") == 1 and b.eval("document.getElementById('count').textContent").startswith('1 of')
+        b.eval("(() => { const f = document.getElementById('find'); f.value = ''; f.oninput(); const o = document.getElementById('order'); o.value = 'soh'; o.onchange() })()")
+        soh = b.eval("[...document.querySelectorAll('#cards li')].map(x => +x.dataset.soh)")
+        assert soh == sorted(soh) and len(soh) == len(mine)
+        b.eval("document.getElementById('theme').click()")
+        assert b.eval("getComputedStyle(document.body).backgroundColor") == 'rgb(255, 255, 255)'
 
 def test_two_runs_in_one_folder_are_refused(base, mine, tmp_path, monkeypatch):
     from battnb import pipeline

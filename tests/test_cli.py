@@ -249,3 +249,16 @@ def test_rerun(cli, tmp_path):
     assert "no parameter 'lamb'; it has: lam, name" in cli('rerun', nb, '-p', 'lamb', '1', ok=1).stderr
     assert 'lam must be < 1, got 3' in cli('rerun', nb, '-p', 'lam', '3', '-o', tmp_path/'done.ipynb', ok=1).stderr
     assert 'no study is called' in cli('rerun', 'nope', ok=1).stderr
+
+
+def test_check_of_a_raw_file_counts_its_cycles(cli, tmp_path):
+    "Two cycles are no record to forecast, but a measurement: usable, with the capacities of the full discharges."
+    t, rows = 0., []
+    for cycle in (1, 2):
+        for current, hours, v0, v1 in ((1., 1., 3.0, 4.2), (-1., 1 - .01*cycle, 4.2, 3.0)):
+            for k in np.linspace(0, 1, 61): rows.append((t + 3600*hours*k, cycle, current, v0 + (v1-v0)*k))
+            t += 3600*hours + 10
+    pd.DataFrame(rows, columns=['Test Time / s', 'Cycle Count / 1', 'Current / A', 'Voltage / V']).to_csv(tmp_path/'two.bdf.csv', index=False)
+    (row,) = json.loads(cli('check', '--json', tmp_path/'two.bdf.csv', ok=0).stdout)
+    assert (row['n_cycles'], row['n_full']) == (2, 2)
+    assert row['cap_ah_first'] == pytest.approx(.99, abs=.005) and row['cap_ah_last'] == pytest.approx(.98, abs=.005)
