@@ -127,7 +127,7 @@ def _resume(ckpt, settings, model, opt, mean): # state of an earlier run: histor
     if mean: mean.load_state_dict(s['mean'])
     return History(**s['hist']), s['best'], s['bad'], s['step']
 
-# %% ../nbs/20_training.ipynb #a874a5b1
+# %% ../nbs/20_training.ipynb #1f203f07
 def fit(
     model:nn.Module, # trained in place; parameters with `requires_grad=False` stay as they are
     batches:Callable[[int], tuple], # step -> (input, *targets)
@@ -154,9 +154,8 @@ def fit(
     device, predict, (rank, world) = pick_device(device), predict or model, _processes()
     settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, every=every, patience=patience, seed=seed, about=about)
     model.to(device).train()
-    opt, mean = _optimiser(model, lr, weight_decay), _average(model, ema)
-    rng = torch.get_rng_state(); torch.manual_seed(seed)
-    hist, best, bad, first = _resume(ckpt, settings, model, opt, mean)
+    opt, mean, rng = _optimiser(model, lr, weight_decay), _average(model, ema), torch.get_rng_state()
+    torch.manual_seed(seed); hist, best, bad, first = _resume(ckpt, settings, model, opt, mean)
     total, t0 = 0., time.perf_counter()
     for step in progress(range(first, steps if not hist.stopped else first), desc):
         for g in opt.param_groups: g['lr'] = lr*warm_cosine(step, steps)
