@@ -226,7 +226,7 @@ def load_base(name:str|Path)->'BatteryTimer': # a shipped name or a folder
     folder = Path(name) if Path(name).is_dir() else weights_dir()/name
     return BatteryTimer.from_pretrained(folder)
 
-# %% ../nbs/88_pipeline.ipynb #9931ddc2
+# %% ../nbs/88_pipeline.ipynb #86860ff3
 def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, work:Path)->dict: # search, tuning, calibration; saved in `folder`
     "The teacher of a run, and how it was chosen. Raises `InputError` if no training or validation cell is long enough."
     for role, part in (('training', plan.train), ('validation', plan.val)):
@@ -241,14 +241,16 @@ def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, wo
         best = choose(table)
         recipe = _candidates(cfg, cfg.tune_steps)[best]
         if recipe: net = tune(net, plan.train, recipe, seed=seed, ckpt=work/'tune.pt')
-    elif (weights_dir()/'battery-timer'/'config.json').is_file(): net, best = load_base('battery-timer'), 'as shipped'
+    elif base == 'timer-mini' and (weights_dir()/'battery-timer'/'config.json').is_file(): net, best = load_base('battery-timer'), 'as shipped'
     trained_on = ['drawn curves', *(plan.train if best.startswith('LoRA') else [])]
     net.save_pretrained(folder, trained_on=trained_on, chosen=best)
-    windows, told = calibration_windows(plan, cfg, seed)
-    _calibrated(net, windows, folder, cells=told)
+    told = _shipped_calibration(folder) if best == 'as shipped' else None
+    if told is None:
+        windows, told = calibration_windows(plan, cfg, seed)
+        _calibrated(net, windows, folder, cells=told)
     return dict(chosen=best, params=net.n_params, trained_on=trained_on, search=[] if table is None else table.to_dict('records'), calibration=told)
 
-# %% ../nbs/88_pipeline.ipynb #9d73798e
+# %% ../nbs/88_pipeline.ipynb #1c23a556
 def calibration_windows(plan:Plan, cfg:RunCfg, seed:int)->tuple['Windows', str]: # of validation cells; who they are
     "What intervals are calibrated on: where fewer than four cells could support no 80 % interval, simulated ones help out."
     from battnb.windows import join
@@ -257,6 +259,14 @@ def calibration_windows(plan:Plan, cfg:RunCfg, seed:int)->tuple['Windows', str]:
     if n >= 4: return own, f'{n} validation cells'
     more = _windows(_split(_fleet_sets()[0], seed)['val'], cfg.stride)
     return join([own, more]), f'{n} validation cells, too few for an interval, and {len(set(more.cell_id))} simulated ones'
+
+def _shipped_calibration(folder:Path)->str|None: # the default model's own, copied; None where it has none
+    from battnb.uncertainty import Conformal
+    shipped = weights_dir()/'battery-timer'/'conformal.json'
+    if not shipped.is_file(): return None
+    conf = Conformal.from_json(shipped)
+    conf.to_json(folder/'conformal.json')
+    return f"{conf.cells['']} cells of other laboratories, as shipped"
 
 def _calibrated(model, windows, folder:Path, **note): # a `Conformal`, written into the model's folder
     from battnb.evaluation import predict
