@@ -214,6 +214,7 @@ def test_killed_and_resumed_gives_the_same_numbers(cli, own, base, tmp_path):
         assert (tmp_path/'killed'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes(), name
     again = cli('run', own, '--out', tmp_path/'whole', '--preset', 'tiny', '--base', base, '--json', ok=0)
     assert json.loads(again.stdout) == json.loads((tmp_path/'whole'/'summary.json').read_text()) and again.stderr.count(': kept') == 7
+    assert 'other settings' in cli('run', own, '--out', tmp_path/'whole', '--preset', 'tiny', '--base', base, '--seed', 5, ok=1).stderr
     assert not [p for p in tmp_path.rglob('.*') if p.name.startswith('.') and p.is_file()], 'temporary files are left behind'
 
 def test_interrupt_is_130_and_says_what_next(own, base, tmp_path):
