@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch import nn
 from battnb.core import torch_stream
-from battnb.distill import (TERMS, Aligner, Committee, Recipe, Stage, alpha_beta, blend, cell_mae, distill, horizon_weights, response_tilted, teacher_key,
-                            teacher_outputs, truth, two_stage)
+from battnb.distill import Committee, Recipe, Stage, cell_mae, distill, states_of, teacher_key, teacher_outputs, two_stage
 from battnb.liquid import LiquidCfg, LiquidForecaster
 from battnb.students import student
+from battnb.terms import TERMS, Aligner, alpha_beta, blend, horizon_weights, masses, quantile, quantile_truth, response_kl, response_tilted, trajectory, truth
 from battnb.trend import trend_penalty
 
 GEN = torch_stream(0, 'test')
@@ -59,21 +59,33 @@ def test_tau_zero_is_exactly_uniform_and_weights_sum_to_one():
     assert torch.equal(response_tilted(s, t, tau=0), TERMS['response'](s, t))
     for tau in (-3, 0, .5, 4): assert abs(horizon_weights(32, tau).sum().item() - 1) < 1e-12 and abs(horizon_weights(32, tau)[-1]/horizon_weights(32, tau)[0] - np.exp(tau)) < 1e-9*np.exp(tau)
 
+LEVELS = (.1, .5, .9)
+class Banded(nn.Module):
+    "A student or teacher with quantiles: its forecast and a learnt half-width either side."
+    def __init__(self, seed=0, width=.01): super().__init__(); self.net, self.width = small(seed), nn.Parameter(torch.tensor(width))
+    def forward(self, ctx): return self.net(ctx)
+    def hidden(self, ctx): return self.net.hidden(ctx)
+    def trajectory(self, ctx): return self.net.hidden(ctx).unflatten(1, (4, 4))
+    def quantiles(self, ctx): return self(ctx)[..., None] + self.width*torch.tensor([-1., 0, 1])
+NEEDS_LEVELS = {'quantile', 'quantile_truth'}
+def options(name, weight): return dict(weight=weight, levels=LEVELS) if name in NEEDS_LEVELS else weight
+
 @pytest.mark.parametrize('name', sorted(set(TERMS) - {'truth'}))
 def test_zero_weight_is_exactly_neutral(name, tmp_path):
-    a, b = small(1), small(1)
-    distill(a, small(3), TRAIN, recipe=Recipe(truth=1), steps=8, cache=tmp_path)
-    distill(b, small(3), TRAIN, recipe=Recipe(truth=1, **{name: 0}), steps=8, cache=tmp_path)
-    assert same(a, b)
+    a, b = Banded(1), Banded(1)
+    distill(a, Banded(3), TRAIN, recipe=Recipe(truth=1), steps=8, cache=tmp_path)
+    distill(b, Banded(3), TRAIN, recipe=Recipe(truth=1, **{name: options(name, 0)}), steps=8, cache=tmp_path)
+    if name in NEEDS_LEVELS: torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=1e-6)   # the median comes through the quantiles
+    else: assert same(a, b)
 
 def test_trend_term_is_the_trend_penalty():
     pred = .9 + .01*draw(5, 32)
     torch.testing.assert_close(Recipe(scale=.01, trend=.02)(pred, pred, pred), trend_penalty(pred, lam=.02, scale=.01))
 
-@pytest.mark.parametrize('name', sorted(TERMS))
+@pytest.mark.parametrize('name', sorted(set(TERMS) - NEEDS_LEVELS))
 def test_terms_are_scalars_with_finite_gradients_on_hard_inputs(name):
     flat = torch.full((2, 32), .9); x = torch.full((2, 32), .9)
-    kw = dict(ctx=x) if name in ('kl', 'frequency') else dict(hidden=(x, x)) if name == 'relation' else {}
+    kw = dict(ctx=x) if name in ('kl', 'frequency') else dict(hidden=(x, x)) if name == 'relation' else dict(states=(x[..., None], x[..., None])) if name == 'trajectory' else {}
     for s, t in ((flat, flat), (flat, flat + 1e-3), (.9 + .01*torch.rand(2, 32), flat)):
         value = TERMS[name](s, t, flat, **kw); assert value.ndim == 0 and torch.isfinite(value) and value >= -1e-6
         assert torch.isfinite(grad(lambda s: TERMS[name](s, t, flat, **kw) + 0*s.sum(), s)).all()
@@ -94,10 +106,67 @@ def test_aligner_moves_is_saved_reloads_and_adds_nothing_to_the_student(tmp_path
 
 def test_relation_reaches_the_student_without_parameters(tmp_path):
     recipe, a, b = Recipe(truth=1., relation=2.), small(1), small(1)
-    assert recipe.needs_hidden and not list(recipe.parameters())
+    assert recipe.needs == {'hidden', 'teacher'} and not list(recipe.parameters())
     history = distill(a, Inside(), TRAIN, recipe=recipe, steps=40, every=20, cache=tmp_path)
     distill(b, Inside(), TRAIN, recipe=Recipe(truth=1.), steps=40, every=20, cache=tmp_path)
     assert not same(a, b) and history.table.relation.iloc[-1] < history.table.relation.iloc[0]
+
+def test_identities_hold_for_any_number_of_channels():
+    "The horizon is the last axis: terms over (batch, channels, H) equal those over (batch*channels, H)."
+    s, t, y, x = (draw(5, 3, 32) for _ in range(4)); flat = lambda v: v.flatten(0, 1)
+    for name in ('truth', 'response', 'kl', 'tilted', 'slope', 'multiscale', 'cosine', 'spectrum', 'frequency', 'trend'):
+        kw = (dict(ctx=x), dict(ctx=flat(x))) if name in ('kl', 'frequency') else ({}, {})
+        torch.testing.assert_close(TERMS[name](s, t, y, **kw[0]), TERMS[name](flat(s), flat(t), flat(y), **kw[1]))
+
+@pytest.mark.parametrize('shift', [-.1, 1e-3, 7.])
+def test_kl_is_blind_to_level_and_sees_shape(shift):
+    s, t, x = (.9 + .01*draw(4, 32) for _ in range(3))
+    for c in (None, x):
+        torch.testing.assert_close(response_kl(s + shift, t, ctx=c), response_kl(s, t, ctx=c))
+        assert (grad(response_kl, s, t, ctx=c).sum(1).abs() < 1e-9).all()       # no push along the level
+        assert response_kl(s.flip(1), t, ctx=c) != response_kl(s, t, ctx=c)
+
+def test_trajectory_reaches_a_liquid_student_from_a_wider_liquid_teacher(tmp_path):
+    pupil, master = (LiquidForecaster(LiquidCfg(ctx=32, hor=32, units=u, patch=p, skip=False, line=0, gain=128., seed=u)) for u, p in ((4, 4), (9, 2)))
+    assert states_of(pupil, TRAIN.ctx).shape == (200, 8, 4) and states_of(master, TRAIN.ctx).shape == (200, 16, 9)
+    start = pupil.cell.weight.clone()
+    history = distill(pupil, master, TRAIN, recipe=Recipe(truth=1., trajectory=10.), steps=60, every=30, lr=2e-2, cache=tmp_path)
+    assert history.table.trajectory.iloc[-1] < .9*history.table.trajectory.iloc[0] and not torch.equal(start, pupil.cell.weight)
+
+def test_quantiles_are_handed_over(tmp_path):
+    pupil, master = Banded(1, .001), Banded(3, .02)
+    assert Recipe(quantile=dict(weight=1., levels=LEVELS)).needs == {'quantiles', 'teacher'}
+    distill(pupil, master, TRAIN, recipe=Recipe(quantile=dict(weight=1., levels=LEVELS)), steps=250, lr=1e-2, cache=tmp_path)
+    assert abs(pupil.width.item() - .02) < .004 and (pupil(TRAIN.ctx) - master(TRAIN.ctx)).abs().mean() < .01
+    point = Banded(1, .001); distill(point, master, TRAIN, recipe=Recipe(response=1.), steps=50, lr=1e-2, cache=tmp_path)
+    assert point.width.item() == pytest.approx(.001)                          # point distillation says nothing of the width
+
+def test_quantile_term_rests_on_each_teacher_quantile_and_masses_sum_to_one():
+    for levels in ((.5,), (.1, .9), (.025, .1, .25, .5, .75, .9, .975)):
+        assert abs(masses(levels).sum().item() - 1) < 1e-12
+        t = draw(3, 5, len(levels)).sort(-1).values
+        for j in range(len(levels)):
+            here = quantile(t, t, levels=levels)
+            for step in (-1e-3, 1e-3):
+                moved = t.clone(); moved[..., j] += step; assert quantile(moved, t, levels=levels) >= here
+    y, s = draw(3, 5), draw(3, 5, 3)
+    torch.testing.assert_close(quantile(s, y[..., None], levels=LEVELS, teacher_levels=(.5,)), quantile_truth(s, None, y, levels=LEVELS))
+
+def test_vanilla_needs_no_teacher_and_can_be_kept(tmp_path):
+    model = small(1); distill(model, None, TRAIN, recipe=Recipe(truth=1), steps=10)
+    far = SimpleNamespace(ctx=VALID.ctx, targ=VALID.targ + 50, cell_id=VALID.cell_id)   # nothing trained on TRAIN gets nearer to this
+    near = small(1)
+    with torch.no_grad(): near.out.bias += 100.
+    for keep, undone in ((True, True), (False, False)):
+        m = small(1); m.load_state_dict(near.state_dict())
+        distill(m, None, TRAIN, far, Recipe(truth=1), steps=10, every=5, keep_start=keep)
+        assert same(m, near) is undone
+
+def test_another_score_stops_on_it(tmp_path):
+    calls = []
+    def mse(model, windows): calls.append(1); return (model(windows.ctx) - windows.targ).square().mean().item()
+    h = distill(small(1), None, TRAIN, VALID, Recipe(truth=1), steps=20, every=10, score=mse)
+    assert len(calls) == 3 and h.best == min(h.table.valid) or h.best <= min(h.table.valid)
 
 def test_committee_is_cached_and_distilled(tmp_path):
     committee = Committee([small(3), small(4)])
@@ -172,6 +241,8 @@ def test_validation_counts_cells_not_windows():
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="10 are shared, first 'a0'"): distill(small(), small(3), TRAIN, TRAIN, cache=tmp_path)
     with pytest.raises(ValueError, match=r'at least \(200, 32\) values, got \(200, 8\)'): distill(small(), torch.ones(200, 8), TRAIN)
+    with pytest.raises(ValueError, match='looks at a teacher, but there is none'): distill(small(), None, TRAIN)
+    with pytest.raises(ValueError, match='show their states; MLP'): distill(small(), small(3), TRAIN, recipe=Recipe(trajectory=1.), cache=tmp_path)
     with pytest.raises(ValueError, match='come together'): Recipe(align=1.)
     with pytest.raises(ValueError, match="unknown term 'mse'"): Recipe(mse=1.)
     with pytest.raises(ValueError, match='finite and >= 0, got nan'): Recipe(truth=float('nan'))
