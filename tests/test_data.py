@@ -252,25 +252,34 @@ def test_every_named_set_loads_clean(real):
     assert {k: len(v) for k, v in data.published_split(real['matr'], 'severson').items()} == dict(train=41, primary_test=42, secondary_test=40)
     assert {k: len(v) for k, v in data.published_split(real['hust'], 'batteryml-hust').items()} == dict(train=55, test=22)
 
-@REAL
-def test_the_overlap_of_cruh_with_calce_and_rwth_is_caught(real):
-    for other, n in (('calce', 13), ('rwth', 48)):
-        for parts in (dict(train=real['cruh_diffbatt'], test=real[other]), dict(train=real[other], test=real['cruh_diffbatt'])):
-            found = leaks.check_split(parts)
-            assert len(found) == n and set(found.kind) == {'known overlap'}
-            with pytest.raises(InputError, match=f'CRUH_DIFFBATT contains cells of {other.upper()}'): leaks.assert_no_leak(parts)
-        renamed = Cells(real['cruh_diffbatt'].cycles, real['cruh_diffbatt'].cells.assign(dataset='benchmark.csv'), 'benchmark')
-        assert set(leaks.check_split(dict(train=renamed, test=real[other])).kind) == {'named after another set'}
+TWINS = {('CRUHd_CALCE_004', 'CALCE_CS2_35'), ('CRUHd_CALCE_005', 'CALCE_CS2_36'), ('CRUHd_CALCE_007', 'CALCE_CS2_37'), ('CRUHd_CALCE_054', 'CALCE_CS2_38')}
 
 @REAL
-def test_published_copies_are_found_by_their_curves(real):
-    z = np.load(Path(os.environ['BATTNB_DATA'])/'early_dq.npz')
-    for key, name, least in (('matr_1_train', 'matr', .8), ('matr_2_test', 'matr', .8), ('hust_train', 'hust', .4)):
-        curves, ids = z[f'orig_{key}_soh256'], z[f'orig_{key}_cell_id']
-        y = pd.concat([pd.DataFrame(dict(cell_id=f'anonymous {i}', cycle=1 + 10*np.arange(n := int((s > .01).sum())), cap_ah=s[:n], soh=s[:n])) for i, s in enumerate(curves)], ignore_index=True)
-        found = leaks.same_curves(Cells(y, pd.DataFrame(dict(cell_id=y.cell_id.unique())), 'copy'), real[name])
-        right = [ids[int(a.split()[1])] == b for a, b in zip(found.cell_a, found.cell_b)]
-        assert all(right) and len(right) >= least*len(ids), (key, len(right), len(ids))
+def test_the_overlap_of_cruh_with_calce_and_rwth_is_caught(real):
+    for other, n, curves in (('calce', 13, TWINS), ('rwth', 48, set())):
+        for parts in (dict(train=real['cruh_diffbatt'], test=real[other]), dict(train=real[other], test=real['cruh_diffbatt'])):
+            found = leaks.check_split(parts); seen = found[found.kind == 'same curve']
+            assert (found.kind == 'known overlap').sum() == n and len(found) == n + len(curves)
+            assert {tuple(sorted(p, reverse=True)) for p in zip(seen.cell_a, seen.cell_b)} == curves      # by their curves alone
+            with pytest.raises(InputError, match=f'CRUH_DIFFBATT contains cells of {other.upper()}'): leaks.assert_no_leak(parts)
+        renamed = Cells(real['cruh_diffbatt'].cycles, real['cruh_diffbatt'].cells.assign(dataset='benchmark.csv'), 'benchmark')
+        assert set(leaks.check_split(dict(train=renamed, test=real[other])).kind) - {'same curve'} == {'named after another set'}
+
+def published(key): # rows of the DiffBatt arrays without their names; the names
+    z = np.load(Path(os.environ['BATTNB_DATA'])/'early_dq.npz'); curves = z[f'orig_{key}_soh256']
+    y = pd.concat([pd.DataFrame(dict(cell_id=f'anonymous {i}', cycle=1 + 10*np.arange(n := int((s > .01).sum())), cap_ah=s[:n], soh=s[:n])) for i, s in enumerate(curves)], ignore_index=True)
+    return Cells(y, pd.DataFrame(dict(cell_id=y.cell_id.unique())), 'copy'), z[f'orig_{key}_cell_id']
+
+@REAL
+@pytest.mark.parametrize('key, name, least', [('matr_1_train', 'matr', 40), ('matr_1_test', 'matr', 38), ('matr_2_test', 'matr', 40), ('hust_train', 'hust', 55), ('hust_test', 'hust', 22)])
+def test_published_copies_are_found_by_their_curves(real, key, name, least):
+    copy, ids = published(key); found = leaks.same_curves(copy, real[name])
+    right = [ids[int(a.split()[1])] == b for a, b in zip(found.cell_a, found.cell_b)]
+    assert all(right) and len(right) >= least, (key, len(right), len(ids))
+
+@REAL
+@pytest.mark.parametrize('a, b', [('clo', 'matr'), ('hust', 'matr'), ('hust', 'clo'), ('snl_diffbatt', 'tju'), ('sunwoda', 'calce'), ('sdu_2nd', 'nasa')])
+def test_different_data_sets_accuse_nobody(real, a, b): assert len(leaks.same_curves(real[a], real[b])) == 0
 
 @REAL
 @pytest.mark.parametrize('name', ['matr', 'clo', 'hust', 'tju', 'sunwoda', 'sjtuie', 'ev20', 'nasa', 'rwth', 'oxford', 'sdu_2nd', 'snl_diffbatt', 'cruh_diffbatt'])
