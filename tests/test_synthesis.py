@@ -58,9 +58,11 @@ def test_curves_that_do_not_arrive_are_counted():
 
 def test_a_curve_drawn_on_its_own_grid_ends_on_its_last_point():
     "Generators stop exactly at the level: one point below it must be enough."
-    grid = np.linspace(0, 700, 32)
-    f = fades_of([(grid, 1 - .15*(grid/700)**2)])
-    assert len(f) == 1 and f.cycles[0] == 700 and np.abs(f.soh[0] - (1 - .15*U**2)).max() < 5e-3
+    for life in (20, 90, 700):
+        grid = np.linspace(0, life, 32)
+        f = fades_of([(grid, 1 - .15*(grid/life)**2)])
+        assert len(f) == 1 and f.cycles[0] == life
+    assert np.abs(f.soh[0] - (1 - .15*U**2)).max() < 5e-3
 
 
 def test_whole_sets(fleet):
