@@ -18,7 +18,7 @@ from .data import Cells
 from .labels import crossing
 from .windows import Windows
 
-# %% ../nbs/42_synthesis.ipynb #edc1b64c
+# %% ../nbs/42_synthesis.ipynb #1e5cdc38
 @dataclass(frozen=True)
 class Fades:
     "Curves from their start to a stated loss, shape and length apart."
@@ -32,7 +32,8 @@ class Fades:
 
 def _end(cycle, soh, end): # row at which a record has fallen to the end for good, None if it has not
     at, _ = crossing(soh, end + 1e-6, 1 if np.median(np.diff(cycle)) > 2 else 3)
-    if at is None and soh[-1] <= end + 1e-6: at = int(np.flatnonzero(soh > end + 1e-6).max(initial=-1)) + 1    # below to the end of the record
+    if at is None and soh[-1] <= end + .002:                                # stops where it arrives
+        at = int(np.flatnonzero(soh > max(end + 1e-6, soh[-1])).max(initial=-1)) + 1
     return at if at and at >= 8 else None
 
 def _fade(cycle, soh, end, grid): # shape and length of one record, None if it does not reach the end
@@ -45,6 +46,7 @@ def _fade(cycle, soh, end, grid): # shape and length of one record, None if it d
     known = np.array([len(r) > 0 for r in rows])
     return np.interp(u, u[known], [np.median(r) for r in rows if len(r)]), x[-1]
 
+# %% ../nbs/42_synthesis.ipynb #25fae1ca
 def fades_of(
     records:Iterable[tuple[np.ndarray, np.ndarray]], # cycle numbers and SOH of each curve, ascending in cycle
     end:float=.85, # fraction of the start (the median over the first five cycles)
