@@ -3,7 +3,7 @@ import json, math, warnings
 import numpy as np, pandas as pd, pytest, torch
 from statistics import NormalDist
 from battnb.core import InputError, stream
-from battnb.uncertainty import (UNITS, Adaptive, Conformal, calibrate, cellwise_quantile, coverage, crossing, crps, difficulty,
+from battnb.uncertainty import (CAP, REST, UNITS, Adaptive, Conformal, calibrate, cellwise_quantile, coverage, crossing, crps, difficulty, follow, restless,
                                 eol_interval, interval_score, max_level, min_cells, pinball)
 
 H, Q = 12, (.025, .1, .25, .5, .75, .9, .975)
@@ -157,7 +157,7 @@ def test_bad_input_names_the_rule_and_the_value():
     with pytest.raises(ValueError, match='belong to one group'): calibrate(0*err, err, cell, group=np.arange(len(cell)).astype(str))
     conf = calibrate(0*err, err, cell)
     for call, msg in ((lambda: conf.at(80), 'got 80'), (lambda: conf.at(.8, 'week'), "got 'week'"), (lambda: conf.at(.8, group='NMC'), "got 'NMC'"), (lambda: min_cells(0), 'got 0'),
-                      (lambda: Adaptive(conf, gamma=0), 'got 0'), (lambda: Adaptive(conf, unit='cell'), "got 'cell'"), (lambda: crossing(np.ones((1, 3)), hold=0), 'got 0')):
+                      (lambda: Adaptive(conf, eta=0), 'got 0'), (lambda: Adaptive(conf, unit='cell'), "got 'cell'"), (lambda: crossing(np.ones((1, 3)), hold=0), 'got 0')):
         with pytest.raises(ValueError, match=msg): call()
 
 
@@ -210,29 +210,57 @@ def test_adaptive_recovers_after_a_shift(unit):
     gen = stream(19, 'shift')
     err, cell = toy(gen, 60)
     conf = calibrate(0*err, err, cell)
-    y = gen.normal(size=(1200, H)).cumsum(1)/H**.5*np.where(np.arange(1200) < 400, 1, 5)[:, None]
+    y = gen.normal(size=(1200, H)).cumsum(1)/H**.5*np.where(np.arange(1200) < 400, 1, 3)[:, None]
     live = Adaptive(conf, .8, unit)
     missed = [live.update(np.zeros((1, H)), v[None]) for v in y]
     lo, hi = conf.bands(np.zeros_like(y), (.8,), unit)[.8]
     ok = (y >= lo) & (y <= hi)
     static = (ok.all(1) if unit == 'curve' else ok.mean(1))[600:].mean()
     assert static < .6 and abs(1 - np.mean(missed[600:]) - .8) < .03
-    assert np.mean(missed) == pytest.approx(.2 + (.2-live.alpha)/(.05*1200), abs=1e-9)       # Eq. 4, summed
+    assert np.mean(missed) == pytest.approx(.2 + math.log(live.factor)/(live.eta*1200), abs=1e-9)       # Eq. 4, summed
 
-def test_adaptive_radius_is_monotone_continuous_and_finite():
-    err, cell = toy(stream(20, 'radius'), 20)
+def test_follow_is_the_same_rule_and_respects_its_cap():
+    gen = stream(20, 'follow')
+    err, cell = toy(gen, 20)
     conf = calibrate(0*err, err, cell)
-    alphas = np.linspace(1.1, -.4, 400)
-    r = np.array([Adaptive(conf, .8, alpha=a).radius for a in alphas])
-    assert (np.diff(r) >= -1e-12).all() and np.isfinite(r).all() and r[0] == 0 and r[-1] > 5*conf.at(.95)
-    assert Adaptive(conf, .8).radius == pytest.approx(conf.at(.8))
+    past = np.abs(gen.normal(size=(3, 40, H)))
+    for unit in ('point', 'curve'):
+        got = follow(past, 1., .8, unit, every=H, eta=.1)
+        for i in range(3):
+            log, want = 0., [0.]
+            for s in past[i]:
+                out = s > math.exp(log)
+                log += .1*((out.any() if unit == 'curve' else out.mean()) - .2); want.append(log)
+            np.testing.assert_allclose(np.log(got[i]), want, atol=1e-12)
+    assert follow(np.full((1, 99, H), 1e9), conf.at(.8), every=4).max() == pytest.approx(CAP) and follow(np.zeros((1, 999, H)), 1., every=4).min() == pytest.approx(1/CAP)
+
+def test_follow_uses_only_what_was_answered_by_then():
+    "The factor of forecast t depends on no point that comes after t, whatever the later points are."
+    gen = stream(21, 'causal')
+    a = np.abs(gen.normal(size=(1, 10, 48))); b = a.copy()
+    b[0, 6, 24:] += 9; b[0, 7:] += 9                       # answered at step 8 and later
+    for unit in ('point', 'curve'):
+        one, two = (follow(x, 1., .8, unit, every=24)[0] for x in (a, b))
+        np.testing.assert_array_equal(one[:8], two[:8])
+        assert (one[8:] != two[8:]).any()
+
+def test_follow_of_every_level_and_unit_reaches_the_promise_on_a_long_stream():
+    gen = stream(22, 'long')
+    past = np.abs(gen.standard_t(3, size=(40, 400, 8)))*np.exp(.5*gen.normal(size=(40, 1, 1)))
+    for unit in ('point', 'curve'):
+        for level in (.5, .8, .95):
+            begin = np.quantile(past if unit == 'point' else past.max(2), level)
+            r = begin*follow(past, begin, level, unit, every=8)[:, :-1]
+            inside = past <= r[..., None]
+            got = (inside.mean() if unit == 'point' else inside.all(2).mean())
+            assert abs(got - level) < .03, (unit, level, got)
 
 def test_adaptive_ignores_what_has_not_come():
     err, cell = toy(stream(21, 'later'), 20)
     live = Adaptive(calibrate(0*err, err, cell))
-    assert math.isnan(live.update(np.zeros((2, H)), np.full((2, H), np.nan))) and live.alpha == pytest.approx(.2)
+    assert math.isnan(live.update(np.zeros((2, H)), np.full((2, H), np.nan))) and live.factor == 1
     part = np.full((1, H), np.nan); part[0, 0] = 1e9
-    assert live.update(np.zeros((1, H)), part) == 1 and live.alpha == pytest.approx(.2 - .05*.8)
+    assert live.update(np.zeros((1, H)), part) == 1 and live.factor == pytest.approx(math.exp(live.eta*.8))
 
 
 # ---------------------------------------------------------------- files
@@ -306,3 +334,27 @@ def test_coverage_counts_cells_once_and_leaves_unknown_out():
     y = np.array([[0., 9], [0, 0], [0, np.nan], [np.nan, np.nan]])
     got = coverage(-np.ones((4, 2)), np.ones((4, 2)), y, np.array(['a', 'b', 'b', 'c']))
     assert (got.rows, got.points, got.curves, got.cells, got.width, got.n_cells) == (4/5, .75, .5, .5, 200, 2)
+
+
+# ---------------------------------------------------------------- widths that follow the context
+def test_restless_widths_travel_to_a_louder_cell(tmp_path):
+    "Calibrated on calm contexts, asked about contexts ten times as noisy: the fixed table fails, the ruler of the context holds."
+    gen = stream(23, 'rest')
+    def cells(n, noise):
+        x = .9 + noise*gen.normal(size=(n, 96)); return torch.from_numpy(x).float(), .9 + noise*gen.normal(size=(n, H)), np.arange(n)
+    ctx, y, who = cells(60, .002); new, truth, _ = cells(60, .02)
+    fixed, own = calibrate(0*y + .9, y, who), calibrate(0*y + .9, y, who, ctx=ctx)
+    share = lambda c: np.mean(np.abs(truth-.9) <= c.bands(0*truth + .9, (.8,), ruler=c.widths(new))[.8][1] - .9)
+    assert share(fixed) < .3 and abs(share(own) - .8) < .1
+    assert own.rest == REST and fixed.rest is None
+    np.testing.assert_allclose(own.half_widths(.8)*(restless(new[:1]) + REST), own.bands(np.full((1, H), .9), (.8,), ruler=own.widths(new[:1]))[.8][1][0] - .9)
+    back = Conformal.from_json(own.to_json(tmp_path/'c.json'))
+    assert back.rest == own.rest and np.array_equal(back.widths(new), own.widths(new))
+    assert own.widths(new, 2*H).shape == (60, 2*H) and own.widths(new, 3).shape == (60, 3)
+
+def test_old_files_without_the_new_entries_are_read(tmp_path):
+    err, cell = toy(stream(24, 'old'), 30)
+    path = calibrate(0*err, err, cell).to_json(tmp_path/'c.json')
+    d = json.loads(path.read_text()); d.pop('rest'); path.write_text(json.dumps(d))
+    old = Conformal.from_json(path)
+    assert old.rest is None and old.at(.8, 'life') == old.at(.8, 'curve')
