@@ -135,7 +135,7 @@ class _Scan(torch.autograd.Function):
         pull = G*dt*scale
         return D, torch.einsum('tbi,tbj->ij', D, old), (pull*F).sum((0, 1)), -(pull*at).sum((0, 1)), None, carry, None
 
-# %% ../nbs/50_liquid.ipynb #d2e26347
+# %% ../nbs/50_liquid.ipynb #e7580642
 def _durations(cell, u, timespans)->torch.Tensor: # (steps, batch or 1, 1)
     B, T = u.shape[:2]
     if timespans is None: return u.new_full((T, 1, 1), cell.dt)
@@ -154,8 +154,9 @@ def unroll(
 
     Raises `ValueError` unless `u` has three axes and `timespans`, if given, is (batch, steps), finite and not negative."""
     if u.ndim != 3: raise ValueError(f"u must have the shape (batch, steps, inputs), got {tuple(u.shape)}")
-    dt, drive = _durations(cell, u, timespans), cell.drive(u.transpose(0, 1))
-    s = u.new_zeros(u.shape[0], cell.units) if s0 is None else s0
+    dt, s = _durations(cell, u, timespans), u.new_zeros(u.shape[0], cell.units) if s0 is None else s0
+    if getattr(cell, 'mode', 'pure') != 'pure': return _closed(cell, u, dt, s)       # the fifth piece has a scan of its own
+    drive = cell.drive(u.transpose(0, 1))
     if isinstance(cell, FusedLTC): return _Scan.apply(drive.contiguous(), cell.weight, cell.A, cell.rate, dt, s, cell.is_fused).transpose(0, 1)
     states = []
     for d, h in zip(drive, dt): states.append(s := cell.advance(s, d, h))
@@ -191,6 +192,59 @@ class CfC(nn.Module):
         if self.mode == 'pure': return self.A - self.A*torch.exp(-dt*(self.w_tau.abs() + p.abs()))*p
         p, r, g = p.tanh(), self.heads['ff2'](z).tanh(), torch.sigmoid(self.heads['time_a'](z)*dt + self.heads['time_b'](z))
         return p + g*r if self.mode == 'no_gate' else p*(1 - g) + r*g
+
+# %% ../nbs/50_liquid.ipynb #97b75935
+class _ClosedScan(torch.autograd.Function):
+    "All steps of a CfC in the folded form (Eq. 7 above): u (T, inputs, batch), s0 (units, batch), dt (T, 1, batch) or None where both time heads are one."
+    @staticmethod
+    def forward(ctx, u, W, w, H, h, dt, s0, gated, keep):
+        (T, I, B), (N, K) = u.shape, (len(s0), len(W))
+        S, Q, Y = u.new_empty(T + 1, N + I, B), u.new_empty(T if keep else 1, K, B), u.new_empty(T if keep else 1, len(H), B)
+        S[:-1, N:], S[-1, N:], S[0, :N] = u, 0., s0
+        once, gap = 1 if keep else T, u.new_empty(N, B)                          # without gradients one row of each serves all steps
+        for s, new, q, y, three, t in zip(S.unbind(0), S[1:, :N].unbind(0), Q.unbind(0)*once, Y.unbind(0)*once, Y[:, :3*N].unbind(0)*once, range(T)):
+            torch.addmm(w, W, s, out=q).sigmoid_()
+            torch.addmm(h, H, q, out=y)
+            if dt is not None: y[2*N:3*N].addcmul_(y[3*N:], dt[t])
+            P, R, G = three.sigmoid_().view(3, N, B).unbind(0)
+            torch.addcmul(P, G, torch.sub(R, P if gated else .5, out=gap), out=new).mul_(2).sub_(1)
+        ctx.save_for_backward(S, Q, Y, W, H, dt); ctx.gated = gated
+        return S[1:, :N]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        S, Q, Y, W, H, dt = ctx.saved_tensors
+        (T, N, B), Wt, Ht = grad.shape, W.t().contiguous(), 2*H.t()
+        if not grad.is_contiguous(): grad = grad.permute(2, 0, 1).reshape(B, T*N).t().contiguous().view(T, N, B)   # one matrix transposition, done in blocks
+        dW, dw, dH, dh, du = torch.zeros_like(W), W.new_zeros(len(W)), torch.zeros_like(H), H.new_zeros(len(H)), S.new_empty(T, W.shape[1] - N, B)
+        D, dq, bend, carry, gap = Y.new_empty(Y.shape[1:]), Q.new_empty(len(W), B), Q.new_empty(len(W), B), S.new_zeros(W.shape[1], B), S.new_empty(N, B)
+        three, (a, b, c), back, reach = D[:3*N], D[:3*N].view(3, N, B).unbind(0), carry[:N], carry[N:]
+        for g, s, q, y, t in zip(*(list(reversed(x.unbind(0))) for x in (grad, S[:-1], Q, Y[:, :3*N])), reversed(range(T))):
+            P, R, G = y.view(3, N, B).unbind(0)
+            back.add_(g)
+            torch.addcmul(y, y, y, value=-1, out=three)                      # sig' = sig - sig*sig, then the three factors of Eq. 7, halved
+            if ctx.gated: a.addcmul_(a, G, value=-1)
+            b.mul_(G); c.mul_(torch.sub(R, P if ctx.gated else .5, out=gap))
+            three.view(3, N, B).mul_(back)
+            if dt is not None: torch.mul(c, dt[t], out=D[3*N:])
+            dH.addmm_(D, q.t()); dh.add_(D.sum(1))
+            torch.mm(Ht, D, out=dq).mul_(torch.addcmul(q, q, q, value=-1, out=bend))
+            dW.addmm_(dq, s.t()); dw.add_(dq.sum(1))
+            torch.mm(Wt, dq, out=carry)
+            if ctx.needs_input_grad[0]: du[t] = reach
+        return du, dW, dw[:, None], 2*dH, 2*dh[:, None], None, back, None, None
+
+# %% ../nbs/50_liquid.ipynb #50c8c4cb
+def _closed(cell, u, dt, s0)->torch.Tensor: # (batch, T, inputs), (T, batch or 1, 1), (batch, units) -> (batch, T, units)
+    heads, same = cell.heads, dt.shape[1] == 1 and bool((dt == dt[0]).all())
+    a, b, step = heads['time_a'], heads['time_b'], dt[0, 0]
+    gate = [(b.weight + a.weight*step, b.bias + a.bias*step)] if same else [(b.weight, b.bias), (a.weight, a.bias)]
+    H, bias = (torch.cat(x) for x in zip(*[(2*heads[k].weight, 2*heads[k].bias) for k in ('ff1', 'ff2')], *gate))
+    W = 1.332*cell.backbone.weight.roll(-cell.inputs, 1)                        # state first, then input
+    out = _ClosedScan.apply(u.permute(1, 2, 0), W, 1.332*cell.backbone.bias[:, None], 2*1.7159*H, (bias - 1.7159*H.sum(1))[:, None],
+                            None if same else dt.transpose(1, 2).contiguous(), s0.t(), cell.mode == 'default', torch.is_grad_enabled())
+    return out.permute(2, 0, 1)
 
 # %% ../nbs/50_liquid.ipynb #a9e5a11c
 def line_matrix(
@@ -228,9 +282,9 @@ class LiquidCfg:
         if self.patch < 1 or self.ctx % self.patch: raise ValueError(f"patch must divide ctx = {self.ctx}, got {self.patch}")
         if not self.gain > 0: raise ValueError(f"gain must be > 0, got {self.gain}")
 
-# %% ../nbs/50_liquid.ipynb #ac14837e
+# %% ../nbs/50_liquid.ipynb #34609338
 class LiquidForecaster(Forecaster, arch='liquid'):
-    "A liquid layer that reads the context, a linear head and a linear skip (Eq. 7 above)."
+    "A liquid layer that reads the context, a linear head and a linear skip (Eq. 8 above)."
     Cfg = LiquidCfg
     def __init__(self, cfg:LiquidCfg=LiquidCfg()):
         super().__init__(cfg)
@@ -262,7 +316,7 @@ class LiquidForecaster(Forecaster, arch='liquid'):
         if self.skip is not None: y = y + self.skip(u)
         return ctx[:, -1:] + y/self.cfg.gain
 
-# %% ../nbs/50_liquid.ipynb #5e453178
+# %% ../nbs/50_liquid.ipynb #46e8dd0a
 @dataclass(frozen=True)
 class DLNetCfg:
     "Settings of `DLNet`; the defaults are the published teacher, `DLNetCfg(units=4, steps=1, dt=.05, rank=4)` the chosen student."
@@ -278,7 +332,7 @@ class DLNetCfg:
     seed:int = 0 # of the initial weights
 
 class DLNet(Forecaster, arch='dlnet'):
-    "Encoder, a few explicit steps of a small differential equation, decoder (Eq. 8 above)."
+    "Encoder, a few explicit steps of a small differential equation, decoder (Eq. 9 above)."
     Cfg = DLNetCfg
     def __init__(self, cfg:DLNetCfg=DLNetCfg()):
         super().__init__(cfg)
