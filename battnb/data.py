@@ -166,9 +166,9 @@ def cycle_schema()->'pandera.DataFrameSchema':
         temperature_c=number('lie in [-60, 150] degrees Celsius', lambda s: s.between(-60, 150)),
         resistance_ohm=number('be > 0 Ohm and finite', positive)), unique=['cell_id', 'cycle'])
 
-# %% ../nbs/10_data.ipynb #38716dd0
+# %% ../nbs/10_data.ipynb #500c2d3b
 def _typed(df:pd.DataFrame)->tuple[pd.DataFrame, dict[str, pd.Series]]: # converted copy; per column what was no number
-    df, odd = df.copy(), {}
+    df, odd = df.reset_index(drop=True), {}                                 # labels may repeat, rows do not
     for c in [c for c in ('cycle', 'cap_ah', 'soh', *OPTIONAL[:3]) if c in df]:
         if isinstance(df[c].dtype, np.dtype) and df[c].dtype.kind in 'iuf': continue
         number = pd.to_numeric(df[c].astype('str') if df[c].dtype.kind in 'Mm' else df[c], errors='coerce').to_numpy(float, na_value=np.nan)
@@ -352,19 +352,68 @@ def _other_units(df:pd.DataFrame, units:dict, notes:list[dict])->pd.DataFrame: #
     if units.get('resistance_ohm') == 'mOhm': df = df.assign(resistance_ohm=_scaled(df['resistance_ohm'], 1e-3)); _say(notes, 'milliohm', 'resistance is in mOhm: divided by 1000')
     return df
 
-# %% ../nbs/10_data.ipynb #bf8a9785
+# %% ../nbs/10_data.ipynb #9c0af179
+def _once(df:pd.DataFrame, notes:list[dict], named:bool)->pd.DataFrame: # rows that repeat an earlier one exactly are left out
+    again = df.duplicated([c for c in ('cell_id', 'cycle', 'cap_ah', 'soh', 'value') if c in df]) & df['cycle'].notna()
+    if not named and again.mean() > .4: return df                           # rather several cells without a name
+    if again.any(): _say(notes, 'repeated rows', f'{again.sum()} row{"s repeat" if again.sum() > 1 else " repeats"} an earlier row exactly: left out (cell {_some(df.loc[again, "cell_id"].dropna().unique())})', value=int(again.sum()))
+    return df[~again].reset_index(drop=True)
+
+def _goes_on(cycle:np.ndarray, value:np.ndarray, named:bool)->np.ndarray|None: # numbers that run on over restarts; None where these are no restarts
+    cuts = np.flatnonzero(np.diff(cycle) <= 0) + 1
+    runs = np.split(np.arange(len(cycle)), cuts)
+    if not 1 < len(runs) <= 20 or min(map(len, runs)) < 3 or any(cycle[r[0]] > cycle[0] + 2 for r in runs[1:]): return None
+    out = cycle.copy()
+    for past, run in zip(runs, runs[1:]):
+        level, step = np.median(value[past[-3:]]), np.median(value[run[:3]]) - np.median(value[past[-3:]])
+        loss = np.median(value[past[:3]]) - level
+        if not abs(step) < max(.5*loss, .1*level if named else 0): return None             # else: another cell, or another rate
+        out[run] = cycle[run] + out[past[-1]] + (1 - cycle[run[0]] if cycle[run[0]] < 1 else 0)
+    return out
+
+def _steps_of(cycle:np.ndarray, cap:np.ndarray)->np.ndarray|None: # capacity of each cycle where `cap` is a running counter, else None
+    if len(cap) < 5 or not np.isfinite(cap).all() or not (np.diff(cycle) == 1).all(): return None
+    step = np.diff(cap)
+    usual = np.median(step)
+    if not (usual > 0 and step.min() > 0 and cap[-1] > 4*usual and .5 < cap[0]/usual < 1.5 and np.abs(step/usual - 1).max() < .6): return None
+    return np.diff(cap, prepend=0.)
+
+# %% ../nbs/10_data.ipynb #6b6bf709
+def _single_cells(df:pd.DataFrame, notes:list[dict], named:bool)->pd.DataFrame: # repeats, restarts and running counters undone, cell by cell
+    df = _once(df, notes, named)
+    number = df[[c for c in ('cycle', 'cap_ah', 'soh', 'value', 'charge_cap_ah') if c in df]].apply(pd.to_numeric, errors='coerce').astype(float)
+    change = {c: number[c].to_numpy(copy=True) for c in number}
+    measured, cells = next(c for c in number if c not in ('cycle', 'charge_cap_ah')), df.groupby('cell_id', sort=False).indices
+    for i, at in cells.items():
+        cycle = number['cycle'].to_numpy()[at]
+        if not np.isfinite(cycle).all(): continue
+        if len(np.unique(cycle)) < len(cycle) and (on := _goes_on(cycle, number[measured].to_numpy()[at], named)) is not None:
+            change['cycle'][at] = on
+            _say(notes, 'numbering starts again', f'cell {i}: the cycle numbers start again {(np.diff(cycle) <= 0).sum()} times and the capacity goes on: numbered on from the highest', cell=i)
+        order = at[np.argsort(change['cycle'][at], kind='stable')]
+        for c in {'cap_ah', 'charge_cap_ah', 'value'} & set(number):
+            if (steps := _steps_of(change['cycle'][order], number[c].to_numpy()[order])) is None: continue
+            change[c][order] = steps
+            _say(notes, 'running counter', f'cell {i}: {c} grows by about {np.median(steps):.4g} a cycle, a running counter: its steps were taken', cell=i)
+    new = {c: change[c] for c in number if not np.array_equal(change[c], number[c].to_numpy(), equal_nan=True)}
+    return df.assign(**new) if new else df
+
+# %% ../nbs/10_data.ipynb #f5244c5f
 def _shape(table:Table, name:str, notes:list[dict])->pd.DataFrame: # a frame with cell_id and cycle and at least one of capacity and SOH
     df = table.df
     has_value = {'cap_ah', 'soh', 'value'} & set(df)
     missing = (['cycle'] if 'cycle' not in df else []) + (['capacity or soh'] if not has_value else [])
     if missing: raise InputError(f"{name} is missing column {' and column '.join(missing)}; present: {_some(map(repr, table.headings), 12)}")
     if not len(df): raise InputError(f'{name} has a header but no rows')
-    if 'cell_id' not in df:
-        if df['cycle'].duplicated().mean() > .4: raise InputError(f"{name} has each cycle several times and no column for the cell; present: {_some(map(repr, table.headings), 12)}")
+    named = 'cell_id' in df
+    if not named:
         df = df.assign(cell_id=name)
         _say(notes, 'one cell', f'no column for the cell: all rows are taken as one cell called {name!r}')
     if df['cell_id'].dtype.kind in 'iuf': df = df.assign(cell_id=df['cell_id'].map(lambda v: f'{v:g}' if v == v else None))
-    return df.assign(cell_id=df['cell_id'].astype('str').str.strip().where(df['cell_id'].notna()))
+    df = df.assign(cell_id=df['cell_id'].astype('str').str.strip().where(df['cell_id'].notna()))
+    df = _single_cells(df, notes, named)
+    if not named and df['cycle'].duplicated().mean() > .4: raise InputError(f"{name} has each cycle several times and no column for the cell; present: {_some(map(repr, table.headings), 12)}")
+    return df
 
 def _nominal(df:pd.DataFrame, given:float|dict|None, stated:str|None, notes:list[dict])->pd.Series: # nominal capacity of each cell in Ah, NaN where unknown
     ids = df['cell_id'].drop_duplicates().dropna()
@@ -377,12 +426,13 @@ def _nominal(df:pd.DataFrame, given:float|dict|None, stated:str|None, notes:list
     if milli.any(): _say(notes, 'nominal in mAh', f'nominal capacity {_span(nominal[milli])} is taken as mAh: divided by 1000')
     return nominal.where(~milli, nominal/1000)
 
-# %% ../nbs/10_data.ipynb #b0b1f9c7
+# %% ../nbs/10_data.ipynb #db5b3004
 def _distinct(found:list[dict], derived:str)->list[dict]: # without the echo of a fault in the column computed from the faulty one
     faulty = {(p['cell_id'], p['cycle']) for p in found if not p['rule'].startswith(derived or '-')}
     return [p for p in found if not (derived and p['rule'].startswith(derived) and (p['cell_id'], p['cycle']) in faulty)]
 
 def _without_errors(df:pd.DataFrame, min_rows:int, derived:str, notes:list[dict])->pd.DataFrame: # usable rows; the others are listed
+    df = df.reset_index(drop=True)
     found = [p for p in _distinct(problems(df, 0, most=len(df)), derived) if p['severity'] == 'error']
     typed = _typed(df)[0]
     fails = _failures(typed)

@@ -103,17 +103,18 @@ def layout(
     quoting = csv.QUOTE_MINIMAL if sum('"' in x for x in rows) > 2 else csv.QUOTE_NONE
     return Layout(encoding, sep, _decimal(rows, sep), skip, titles, nested, quoting, lines[:k])
 
-# %% ../nbs/03_exports.ipynb #de6b2baf
+# %% ../nbs/03_exports.ipynb #bd49ed4a
 _VENDORS = [  # name, pattern in preamble and header (case ignored); the first that fits
     ('biologic', r'(EC|BT)-Lab ASCII FILE|\bE(we|cell)/V.*<?I>?/mA|<?I>?/mA.*\bE(we|cell)/V'),
     ('basytec', r'basytec|^~time\['),
     ('novonix', r'novonix|run time \(h\).*potential \(v\)'),
-    ('landt', r'landt|lanhe|TestTime/Sec|channel_index.*test_time_s|Cycle-Index.*Current/mA'),
-    ('maccor', r'maccor|Rec#?[\t,;].*Cyc.*(Amp|Ah\])'),
+    ('landt', r'landt|lanhe|TestTime/Sec|channel_index.*test_time_s|test_time_s.*channel_index|Cycle-Index.*Current/mA|测试时间.*步骤时间'),
+    ('maccor', r'maccor|Rec#?[\t,;].*Cyc.*(Amp|Ah\]|DPT Time)'),
     ('digatron', r'digatron|program duration|prog ?time'),
     ('bdf', r'test_time_(milli)?second|voltage_volt|Test Time / s.*Voltage / V|Voltage / V.*Test Time / s'),
     ('batteryarchive', r'Cycle_Index.*(Environment|Cell)_Temperature \(C\)'),
-    ('arbin', r'Data_Point.*Test_Time|Test_Time.*Cycle_Index.*Charge_Capacity'),
+    ('arbin', r'Data[_ ]Point.*Test[_ ]Time|Test[_ ]Time.*Cycle[_ ]Index.*Charge[_ ]Capacity'),
+    ('pec', r'TestRegime|Load On Time \(Hours'), ('bitrode', r'Loop Counter|Amp-Hours.*Watt-Hours'), ('gamry', r'\bVf\tIm\b'), ('voltaiq', r'\bh_(current|potential)\b'),
     ('neware', r'neware|Step Type|DataPoint|Record ID|Total Time|工步|循环号')]
 
 def vendor(
@@ -173,7 +174,7 @@ def _nested_batches(path:Path, lay:Layout, rows:int)->Callable:
                 yield out.replace('', np.nan)
     return batches
 
-# %% ../nbs/03_exports.ipynb #8ff14ae4
+# %% ../nbs/03_exports.ipynb #2b55ff85
 def text_source(
     path:str|Path, # a text file
     lay:Layout, # from `layout`
@@ -184,5 +185,6 @@ def text_source(
     if lay.nested: return Source('neware', lay.titles + ['Cycle Index', 'Step Index', 'Step Type'], _nested_batches(path, lay, rows), meta)
     with open_bytes(path) as f: lines = f.read(200_000).decode(lay.encoding, errors='replace').splitlines()[lay.skip:-1]
     usual = [len(fields(x, lay.sep)) for x in lines[:2000] if x.strip()]
-    width = max(len(lay.titles), max(set(usual), key=usual.count, default=0)); cut = _cut_off(path, lay)
-    return Source(name, lay.titles, _batches(path, lay, rows, width, bool(cut)), meta, [note('cut_off', cut)] if cut else [])
+    titles = lay.titles[:max(usual)] if usual else lay.titles               # a header may end in a separator where no row does
+    width = max(len(titles), max(set(usual), key=usual.count, default=0)); cut = _cut_off(path, lay)
+    return Source(name, titles, _batches(path, lay, rows, width, bool(cut)), meta, [note('cut_off', cut)] if cut else [])

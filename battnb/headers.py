@@ -26,7 +26,7 @@ def note(
     "A remark for the report that every reader returns."
     return dict(code=code, cell_id=str(cell_id), cycle=cycle, n=int(n), text=text)
 
-# %% ../nbs/02_headers.ipynb #ddecfa86
+# %% ../nbs/02_headers.ipynb #d90043f5
 _UNITS = dict(
     time={'s': 1, 'sec': 1, 'secs': 1, 'second': 1, 'seconds': 1, 'ms': 1e-3, 'millisecond': 1e-3, 'us': 1e-6, 'min': 60, 'minute': 60,
           'minutes': 60, 'h': 3600, 'hr': 3600, 'hrs': 3600, 'hour': 3600, 'hours': 3600, 'd': 86400, 'day': 86400, 'days': 86400},
@@ -42,20 +42,20 @@ def _slug(text:str)->str: return re.sub(r'[\W_]+', '', text.lower())
 
 def _unit(text:str)->str:
     "Unit without case, dots and ornaments; empty where nothing legible is left."
-    text = text.lower().replace('µ', 'u').replace('μ', 'u').replace('ω', 'ohm').replace('℃', 'c')
+    text = re.sub(r'\s+vs\b.*', '', text.lower()).replace('µ', 'u').replace('μ', 'u').replace('ω', 'ohm').replace('℃', 'c')
     return re.sub(r'[°?\s.*·^\-\ufffd]+|deg\.?(?=\s*c)', '', text)
 
-# %% ../nbs/02_headers.ipynb #e23d9dcf
+# %% ../nbs/02_headers.ipynb #48e0e33c
 _NAMES = dict(
     test_time_s=('time', 'testtime totaltime runtime programduration progtime programtime elapsedtime totaltestduration elapsed test '
-                         '总时间 测试时间 time zeit t relativetime'),
-    step_time_s=('time', 'steptime stepduration statetime tstep steprelativetime step time relativetime schrittzeit 时间'),
+                         'cumulativetime 总时间 测试时间 time zeit t relativetime'),
+    step_time_s=('time', 'steptime stepduration statetime tstep steprelativetime step time relativetime schrittzeit 步骤时间 时间'),
     voltage_v=('voltage', 'voltage volts volt cellvoltage ewe ecell potential cellpotential voltagemeasured terminalvoltage voltagein '
-                          'u v e spannung 电压'),
-    current_a=('current', 'current amps amp cellcurrent i cur currentmeasured currentin strom 电流'),
+                          'batteryvoltage packvoltage measuredvoltage vf u v e spannung 电压'),
+    current_a=('current', 'current amps amp cellcurrent i cur currentmeasured currentin batterycurrent packcurrent measuredcurrent im strom 电流'),
     cycle=('none', 'cycleindex cyclenumber cyclecount cycleno cycle cyclenum cycleid cycnum cyc cyccount cyclep cyclec fullcycle zcycle '
-                   'totalcycle zyklus 循环号 循环序号 循环'),
-    step=('none', 'stepcount stepnumber stepindex stepno stepid step stepnum ns line stepuniqueid 工步号 工步序号 步次'),
+                   'totalcycle zyklus 循环号 循环序号 循环次数 循环'),
+    step=('none', 'stepcount stepnumber stepindex stepno stepid step stepnum ns line stepuniqueid 工步号 工步序号 步骤序号 步次'),
     state=('none', 'steptype state md status stepname mode command steptypename workstate 工步类型 工步状态 状态 工作模式'),
     charge_ah=('charge', 'chargecapacity chargingcapacity chgcap chgcapacity capacitancechg capchg ahcha ahch qcharge chargecapacityin '
                          'ahcharge 充电容量'),
@@ -66,7 +66,7 @@ _NAMES = dict(
                    'tcell temperaturemeasured temperaturein auxtemperature tc1 logtemp001 t tactual 温度 ambienttemperature '
                    'environmenttemperature tenv chambertemperature'),
     resistance_ohm=('resistance', 'internalresistance dcinternalresistance dcir ir internalresistancein rint resistance r acir'),
-    date=('date', 'datetime dateandtime date realtime realdate timestamp systime systemtime dpttime absolutetime unixtime '
+    date=('date', 'datetime dateandtime date realtime realdate timestamp datapointtime systime systemtime dpttime absolutetime unixtime '
                   'datetimeisostring 日期 系统时间 绝对时间'),
     cell_id=('text', 'cellid batteryid barcode cellname batteryname cell battery serialnumber'),
     channel=('text', 'channelindex channel chan channelid'))
@@ -76,7 +76,7 @@ _INDEX = {}
 for _q, (_dim, _names) in _NAMES.items():
     for _rank, _name in enumerate(_names.split()): _INDEX.setdefault(_name, []).append((_q, _dim, _rank))
 
-# %% ../nbs/02_headers.ipynb #37f1c1d5
+# %% ../nbs/02_headers.ipynb #17c2262b
 def _splits(header:str)->list[tuple[str, str]]:
     "Ways to read a header as (name, unit), best first."
     h = header.strip().strip('"\'').lstrip('~\ufeff').strip(); h = _FUSED.get(_slug(h), h)
@@ -97,7 +97,7 @@ def read_header(
     header:str, # a column's title, e.g. 'Current(mA)'
 )->tuple: # of (quantity, priority, factor to our unit, unit as written), best first; empty where it means nothing to us
     "What a header can stand for."
-    for name, unit in _splits(header):
+    for name, unit in _splits(re.sub(r'^h_(?=[a-z])', '', header)):
         known = _INDEX.get(_slug(name.removesuffix('_in')), ())
         hits = [(quantity, rank + .5*(_unit(unit) == ''), float(factor), _unit(unit) if ':' not in unit else '')
                 for quantity, dim, rank in known if (factor := _factor(unit, dim)) is not None]
@@ -226,11 +226,12 @@ def _convert(rows:pd.DataFrame, cols:dict[str, Column], scale:dict)->pd.DataFram
     out.pop('date', None)
     return pd.DataFrame(out)
 
-# %% ../nbs/02_headers.ipynb #12dc2038
+# %% ../nbs/02_headers.ipynb #197a9224
 def _first_look(source:Source, cols:dict, rows:pd.DataFrame)->dict:
     "Scale factors that the titles do not tell; sets the start time, drops a channel column that tells nothing."
     if 'date' in cols: source.meta.setdefault('start', float(unix_time(rows[cols['date'].index].iloc[:1])[0]))
-    if 'channel' in cols and ('cell_id' in cols or rows[cols['channel'].index].nunique() < 2): cols.pop('channel')
+    seen = rows[cols['channel'].index].nunique() if 'channel' in cols else 0
+    if seen and ('cell_id' in cols or seen < 2 or seen > len(rows)/2): cols.pop('channel')      # one channel, or a count of rows
     v = numbers(rows[cols['voltage_v'].index].iloc[:1000])*cols['voltage_v'].factor; v = np.abs(v[np.isfinite(v)])
     if not len(v) or np.median(v) <= 1000: return {}
     source.notes.append(note('unit', f"column {cols['voltage_v'].header!r} holds values around {np.median(v):.0f}: read as millivolts"))

@@ -46,7 +46,7 @@ def _known(a:str, b:str, A:Cells, B:Cells)->list[dict]: # collections that conta
             elif named: out.append(_leak('named after another set', pa, i, pb, f'one of {len(theirs[named[0]])} of {named[0]}', f'the id of this cell of {home} names {named[0]}'))
     return out
 
-# %% ../nbs/15_leaks.ipynb #bd0a5353
+# %% ../nbs/15_leaks.ipynb #aa6fd3f5
 MIN_POINTS = 40 # shared points below which a curve says too little about its noise
 
 def _mad(v:np.ndarray)->float: return 1.4826*float(np.median(np.abs(v - np.median(v))))
@@ -55,7 +55,10 @@ def _curve(cells:Cells, i:str)->tuple[np.ndarray, np.ndarray]: # cycle, SOH rela
     soh = cells.soh(i).astype(float)
     return cells.cycle(i).astype(float), soh/np.median(soh[:3])
 
-def _noise(y:np.ndarray)->float: return max(_mad(np.diff(y, 2))/6**.5, 1e-5)
+_WHITE = {2: 6, 3: 20, 4: 70} # variance of white noise after so many differences
+
+def _noise(y:np.ndarray, orders:Iterable[int]=(2, 3, 4))->float: # smallest estimate: curvature inflates the lower orders
+    return max(min(_mad(np.diff(y, k))/_WHITE[k]**.5 for k in orders if len(y) > k + 5 or k == 2), 1e-5)
 
 def _sparser(a, b)->bool: return bool(np.median(np.diff(a[0])) > np.median(np.diff(b[0])))
 
@@ -163,7 +166,7 @@ def aligned(
     table = others if isinstance(others, SimpleNamespace) else _tabulate(others)
     return np.min([_fitted(curve, table, bend, s, 5 + 2*(bend > 1)) for s in starts], axis=0)
 
-# %% ../nbs/15_leaks.ipynb #f808f8d4
+# %% ../nbs/15_leaks.ipynb #9a6bd0d2
 BENDS = {1: dict(starts=(1.,), rival=.7, own=.8), 4: dict(starts=(.87, 1., 1.15), rival=.8, own=.95)} # degree -> limits
 CHANCE, RARE = .03, 1e-3 # share of cells that match by chance; how rarely chance may explain a pattern
 
@@ -185,7 +188,7 @@ def _candidates(a:Cells, b:Cells, bend:int, starts:tuple, rival:float, own:float
     A, B = [_curve(a, i) for i in a.ids], [_curve(b, i) for i in b.ids]
     TA, TB = _tabulate(A), _tabulate(B)
     D = np.where(_apart(a, b), np.inf, [aligned(c, TB, bend, starts) for c in A])
-    noise = [np.array([_noise(_thinned(c)[1]) for c in C]) for C in (A, B)]
+    noise = [np.array([_noise(_thinned(c)[1], (2,)) for c in C]) for C in (A, B)]       # a generous estimate
     rows = []
     for i, j in enumerate(D.argmin(1)):
         q, rivals = D[i, j], min(_second(D[i]), _second(D[:, j]))

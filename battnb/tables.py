@@ -7,10 +7,11 @@ __all__ = ['MAX_BYTES', 'Source', 'MAGIC', 'ADVICE', 'BOMS', 'ROLES', 'UNITS', '
            'source_bytes', 'sniff', 'decode', 'role_of', 'Layout', 'find_layout', 'number_format', 'Table',
            'read_table']
 
-# %% ../nbs/03_tables.ipynb #c9afebd0
-import csv, gzip, io, re, sys, unicodedata
+# %% ../nbs/03_tables.ipynb #871cde79
+import csv, gzip, importlib, io, re, sys, unicodedata, zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 import numpy as np
@@ -47,14 +48,15 @@ def _file_bytes(path:str|Path, max_bytes:int)->tuple[bytes, str]:
         if isinstance(e, InputError): raise
         raise InputError(f'{shown} cannot be opened: {getattr(e, "strerror", None) or e}') from e
 
-# %% ../nbs/03_tables.ipynb #2e2b79c9
+# %% ../nbs/03_tables.ipynb #51559c06
 MAGIC = [(b'PAR1', 'parquet'), (b'\x1f\x8b', 'gzip'), (b'PK\x03\x04', 'zip'), (b'\x89HDF', 'hdf5'), (b'MATLAB 5.0', 'matlab'), (b'%PDF', 'pdf'),
-         (b'\x80\x02', 'pickle'), (b'\x80\x03', 'pickle'), (b'\x80\x04', 'pickle'), (b'\x80\x05', 'pickle'), (b'NEWARE', 'neware')]
-ADVICE = {'zip': 'a zip archive or spreadsheet: export the sheet as CSV, or read cycler workbooks with battnb.cyclers',
+         (b'\x80\x02', 'pickle'), (b'\x80\x03', 'pickle'), (b'\x80\x04', 'pickle'), (b'\x80\x05', 'pickle'), (b'NEWARE', 'neware'),
+         (b'\xd0\xcf\x11\xe0', 'xls')]
+ADVICE = {'zip': 'a zip archive and no spreadsheet: unpack it first',
           'hdf5': 'an HDF5 or MATLAB 7.3 file: export the table as CSV or Parquet', 'matlab': 'a MATLAB file: read it with battnb.cyclers',
           'neware': 'a Neware record: read it with battnb.cyclers', 'pdf': 'a PDF document: export the table as CSV',
           'pickle': 'a Python pickle, which is never opened because it can run code: save the table as Parquet',
-          'html': 'a web page, perhaps a log-in page saved instead of the file', 'binary': 'no text, and no binary format that is known here'}
+          'html': 'a web page: a log-in page saved instead of the file, or an export that only pretends to be a spreadsheet; save it as CSV or .xlsx', 'binary': 'no text, and no binary format that is known here'}
 
 def sniff(
     data:bytes, # beginning of a file, 4 kB are plenty
@@ -62,11 +64,11 @@ def sniff(
     "What kind of file this is, judged by its content."
     for magic, kind in MAGIC:
         if data.startswith(magic): return kind
-    if re.match(rb'\s*(<!doctype html|<html)', data[:200].lower()): return 'html'
+    if re.match(rb'\s*<(!doctype html|html|table)', data[:200].lower()): return 'html'
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'): return 'text'
     return 'binary' if b'\0' in data[:4096] else 'text'
 
-# %% ../nbs/03_tables.ipynb #56740e89
+# %% ../nbs/03_tables.ipynb #d02bc62e
 BOMS = [(b'\xef\xbb\xbf', 'utf-8-sig'), (b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16')]
 
 def decode(
@@ -77,16 +79,18 @@ def decode(
     try: return data.decode(encoding), [] if encoding != 'utf-16' else ['text is UTF-16']
     except UnicodeDecodeError as e:
         if encoding != 'utf-8': raise InputError(f'the file starts like {encoding} text but byte {e.start} does not fit: it seems damaged') from e
+    chinese = data[:200_000].decode('gb18030', errors='replace')
+    if re.search('容量|循环|电池', chinese): return data.decode('gb18030', errors='replace'), ['text is not UTF-8, read as GB 18030']
     return data.decode('cp1252', errors='replace'), ['text is not UTF-8, read as Windows-1252']
 
-# %% ../nbs/03_tables.ipynb #34f5ccf7
-_CAP, _DIS, _CHG = r'(capacity|cap|q|kapazit(?:ä|ae)t|capacit[ée])', r'(discharged?|discharging|dis|dchg?|d chg|dch|dsch|dischg|disch|entlade)', r'(charged?|charging|chg|ch|lade)'
+# %% ../nbs/03_tables.ipynb #02f88466
+_CAP, _DIS, _CHG = r'(capacity|cap|q|kapazit(?:ä|ae)t|capacit[ée]|capacidad|容量)', r'(discharged?|discharging|dis|dchg?|d chg|dch|dsch|dischg|disch|entlade|de d[ée]charge|de descarga|放电)', r'(charged?|charging|chg|ch|lade|de charge|de carga|充电)'
 ROLES = dict(
     cell_id=[r'cell ?id|cell( name| number| no| nr| label)?', r'batter(y|ie)( ?id| name| number| no| nr)?|batt( id)?', r'unique id|barcode|serial( number| no)?',
-             r'sample( id| name)?|specimen|zellen?( ?id| ?nr| name)?|device( id)?|vehicle( id)?', r'id|name|channel( id)?|test( name)?|file( ?name)?'],
-    cycle=[r'cycles?( ?index| ?number| no| nr| id| ?count| num| n)?|n cycles?|total cycles?', r'cyc( no| nr| num| id| index)?|zykl(us|en)( ?nr| ?nummer| ?zahl)?', r'weeks?|check ?ups?( no| number)?|n'],
+             r'sample( id| name)?|specimen|zellen?( ?id| ?nr| name)?|cellule|celda|device( id)?|vehicle( id)?|电池(编号)?|条码', r'id|name|channel( id)?|test( name)?|file( ?name)?'],
+    cycle=[r'cycles?( ?index| ?number| no| nr| id| ?count| num| n)?|n cycles?|total cycles?', r'cyc( no| nr| num| id| index)?|zykl(us|en)( ?nr| ?nummer| ?zahl)?', r'weeks?|check ?ups?( no| number)?|n|number', r'(n |num[ée]ro |nombre )?(de )?(cycles?|ciclos?)|循环(序?号|次数)?'],
     cap_ah=[rf'{_DIS} ?{_CAP}|q ?(discharge|d|dis|dch|dchg|dsch)|{_CAP} ?{_DIS}( max)?', rf'(measured|actual|available|residual|remaining|current|max) ?{_CAP}', rf'{_CAP}( max)?|q ?max'],
-    soh=[r'soh|state of health|gesundheitszustand', rf'({_CAP} )?retention|(relative|rel|normali[sz]ed|norm) ?{_CAP}|{_CAP} fraction'],
+    soh=[r'soh|state of health|gesundheitszustand|健康状态|容量保持率', rf'({_CAP} )?retention|(relative|rel|normali[sz]ed|norm) ?{_CAP}|{_CAP} fraction'],
     charge_cap_ah=[rf'{_CHG} ?{_CAP}|q ?(charge|c|ch|chg)|{_CAP} ?{_CHG}( max)?'],
     nominal_cap_ah=[rf'(nominal|rated|nom|design|nenn) ?{_CAP}( ah)?|c ?nom|q ?nom'],
     temperature_c=[r'(cell |avg |mean |average |ambient |max )?(temperature?|temp)( avg| mean| average| max| cell)?|t ?(avg|mean|cell)'],
@@ -97,8 +101,9 @@ ROLES = dict(
 
 def _words(text:str)->str: # 'QDischarge_max' -> 'q discharge max'
     text = re.sub(r'(?<=[a-zäöü])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', text)
-    return re.sub(r'[^\w%]+|_', ' ', text).strip().lower()
+    return re.sub(r'[^\w%]+|_', ' ', text.replace('#', ' number ')).strip().lower()
 
+@lru_cache(maxsize=10_000)
 def _lookup(text:str)->tuple[str|None, int]: # role, and rank: 0 for the most explicit pattern
     words = _words(text)
     return next(((role, i) for role, patterns in ROLES.items() for i, p in enumerate(patterns) if re.fullmatch(p, words)), (None, 0))
@@ -223,7 +228,7 @@ def _parse(text:str, layout:Layout, skip:int, name:str)->pd.DataFrame:
         df = df.drop(columns=n)
     return df[~(df.isna() | df.eq('')).all(axis=1)].reset_index(drop=True)
 
-# %% ../nbs/03_tables.ipynb #8eb2f3ad
+# %% ../nbs/03_tables.ipynb #d2e14459
 MAX_ROWS = 50_000_000
 
 def _plain(df:pd.DataFrame)->pd.DataFrame: # named index levels as columns, numbers as plain NumPy numbers
@@ -255,11 +260,43 @@ def _read_any(source:Source)->tuple[pd.DataFrame, dict[str, str], list[str], str
         notes, name = ['unpacked from gzip'], Path(name).stem
     kind = sniff(data)
     if kind == 'parquet': return _read_parquet(data, name), {}, notes, name
+    if kind in ('zip', 'xls') and (text := _sheet_text(data, kind, name, notes)): data, kind = text, 'text'
     if kind != 'text': raise InputError(f'{name} is {ADVICE.get(kind, "packed twice: unpack it first")}')
     df, units = _read_text(data, name, notes)
     return df, units, notes, name
 
-# %% ../nbs/03_tables.ipynb #1604686e
+# %% ../nbs/03_tables.ipynb #e1b33e7d
+def _library(module:str): # a reader that is installed on demand
+    try: return importlib.import_module(module)
+    except ImportError: raise InputError(f"reading this spreadsheet needs the package {module}: pip install 'battnb[readers]', or save the sheet as CSV") from None
+
+def _xlsx_sheets(data:bytes)->dict[str, list]: # sheet -> rows of values
+    with zipfile.ZipFile(io.BytesIO(data)) as z:
+        if 'xl/workbook.xml' not in z.namelist(): return {}
+        if sum(i.file_size for i in z.infolist()) > min(MAX_BYTES, 3e8 + 200*len(data)): raise InputError('it unpacks to more than a table of cycles needs')
+    book = _library('openpyxl').load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+    try: return {s.title: [list(r) for r in s.iter_rows(values_only=True)] for s in book.worksheets}
+    finally: book.close()
+
+def _xls_sheets(data:bytes)->dict[str, list]:
+    xlrd = _library('xlrd')
+    book = xlrd.open_workbook(file_contents=data, logfile=io.StringIO())
+    value = lambda c: xlrd.xldate_as_datetime(c.value, book.datemode) if c.ctype == xlrd.XL_CELL_DATE else c.value if c.ctype not in (xlrd.XL_CELL_EMPTY, xlrd.XL_CELL_ERROR) else None
+    return {s.name: [[value(c) for c in s.row(k)] for k in range(s.nrows)] for s in book.sheets()}
+
+def _sheet_text(data:bytes, kind:str, name:str, notes:list[str])->bytes|None: # the best sheet as text; None where it is no spreadsheet
+    try: sheets = (_xlsx_sheets if kind == 'zip' else _xls_sheets)(data)
+    except InputError as e: raise InputError(str(e) if 'needs the package' in str(e) else f'{name}: {e}') from None
+    except Exception as e: raise InputError(f'{name} is a damaged spreadsheet: {type(e).__name__}: {str(e)[:120]}') from None
+    text = lambda v: '' if v is None else re.sub(r'[\t\r\n"]+', ' ', str(v)).strip()
+    rows = {s: [[text(v) for v in r] for r in table] for s, table in sheets.items()}
+    score = {s: max((_header_score(r, i)[:2] for i in range(min(len(r), 60))), default=(0, 0)) for s, r in rows.items()}
+    if not rows: return None
+    best = max(score, key=score.get)
+    if len(rows) > 1: notes.append(f'read sheet {best!r} of {", ".join(map(repr, list(rows)[:8]))}')
+    return '\n'.join('\t'.join(r) for r in rows[best] if any(r)).encode() or b' '
+
+# %% ../nbs/03_tables.ipynb #8f2b6cc2
 @dataclass(frozen=True)
 class Table:
     "What a file of cycles holds, before anything is decided about its meaning."
@@ -279,6 +316,11 @@ def _assign(df:pd.DataFrame, below:dict[str, str], notes:list[str])->tuple[dict[
         if len(options) > 1: notes.append(f'{" and ".join(repr(o[2]) for o in options[:4])} could each be {role}: took {chosen[role][2]!r}')
     return {role: o[2] for role, o in chosen.items()}, {role: o[3] for role, o in chosen.items()}
 
+_OTHER = r'energ|efficien|volt|potential|power|current|resist|imped|temp|time|date|specific|throughput|rate|energie|wirkungsgrad|效率|能量|比容量'
+
+def _other_quantity(heading:str)->bool: # a heading that names a quantity cannot be the name of a cell
+    return re.search(_OTHER, heading.lower()) is not None and not re.search(r'\bcell\b|#', heading.lower())
+
 def _mostly_numbers(s:pd.Series)->bool: return pd.to_numeric(s.dropna(), errors='coerce').notna().mean() > .5
 
 def _is_cycle(text:str)->bool: return re.fullmatch(r'\s*(cycle|cyc|c|n)?[ _]?\d+(\.0+)?\s*', str(text), re.I) is not None
@@ -292,7 +334,7 @@ def _unpivot(df:pd.DataFrame, columns:dict[str, str], units:dict, notes:list[str
         long = df.melt(id_vars=columns['cell_id'], value_vars=cells, var_name='cycle', value_name='value').rename(columns={columns['cell_id']: 'cell_id'})
         long['cycle'] = pd.to_numeric(long['cycle'].str.extract(r'(\d+)')[0])
     elif 'cycle' in columns and not df[columns['cycle']].duplicated().mean() > .2:             # a wide table has each cycle once
-        key, cells = 'cycle', [c for c in df if c not in columns.values() and _mostly_numbers(df[c])]
+        key, cells = 'cycle', [c for c in df if c not in columns.values() and _mostly_numbers(df[c]) and not _other_quantity(c)]
         if not cells: return df
         left = [c for c in df if c not in cells and c != columns['cycle']]
         if left: notes.append(f'columns left out: {", ".join(map(repr, left[:8]))}{f" and {len(left)-8} more" if len(left) > 8 else ""}')
@@ -327,14 +369,19 @@ def _strip_units(df:pd.DataFrame, below:dict[str, str])->tuple[pd.DataFrame, dic
         df, below = df.assign(**{c: number.where(number.notna(), df[c])}), below | {c: parts[1].dropna().iloc[0].replace('°', 'deg')}
     return df, below
 
-# %% ../nbs/03_tables.ipynb #f9311d2b
+# %% ../nbs/03_tables.ipynb #7f4787d7
+def _refuse_per_mass(df:pd.DataFrame, columns:dict[str, str], name:str)->None: # nothing but capacities per gram
+    if {'cap_ah', 'soh'} & set(columns) and not re.search(r'(?i)ah\s*/\s*k?g', columns.get('cap_ah', '')): return
+    per_mass = [c for c in df if re.search(r'(?i)specific|gravimetric|ah\s*/\s*k?g|比容量', c) and re.search(r'(?i)cap|容量|ah', c)]
+    if per_mass: raise InputError(f'{name}: column {per_mass[0]!r} is a capacity per mass: capacities must be in Ah or mAh, multiply by the mass first')
+
 def _refuse_recording(df:pd.DataFrame, columns:dict[str, str], name:str)->None:
     if not {'voltage_v', 'current_a'} <= set(columns): return
     keys = [columns[r] for r in ('cell_id', 'cycle') if r in columns]
     rows_per_cycle = len(df)/max(len(df[keys].drop_duplicates()), 1) if 'cycle' in columns else np.inf
     if rows_per_cycle > 3: raise InputError(f'{name} looks like a time series of voltage and current, not a table of cycles: read it with battnb.cyclers')
 
-# %% ../nbs/03_tables.ipynb #f5cb85d3
+# %% ../nbs/03_tables.ipynb #a464c6f2
 _CAP_UNITS = {'Ah', 'mAh', None}
 
 def read_table(
@@ -344,6 +391,7 @@ def read_table(
     df, below, notes, name = _read_any(source)
     df, below = _strip_units(df, below)
     columns, units = _assign(df, below, notes)
+    _refuse_per_mass(df, columns, name)
     _refuse_recording(df, columns, name)
     long = _unpivot(df, columns, units, notes)
     if long is not df: return Table(long, {k: v for k, v in units.items() if k in long}, notes, name, list(df))

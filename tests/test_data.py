@@ -1,5 +1,5 @@
 """Tables from everywhere: dialects, bad input, hostile input, splits, labels and leaks; on real cells where BATTNB_DATA is set."""
-import gzip, io, json, os, resource, subprocess, sys, time
+import gzip, io, json, os, subprocess, sys, textwrap, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
@@ -87,6 +87,17 @@ def test_columns_of_every_kind_of_pandas():
     assert read_cycles(LONG.assign(cell_id=7)).ids == ['7'] and read_cycles(LONG.assign(cell_id=7.)).ids == ['7']
 
 
+def test_repeated_index_labels_are_no_rows():
+    two = pd.concat([LONG, LONG.assign(cell_id='B')])                                        # labels 0..59 twice
+    assert two.index.duplicated().any()
+    for table in (two, two.assign(soh=two.cap_ah/1.1), two.set_index(np.zeros(len(two), int)), two.set_index(['cell_id', 'cycle'])):
+        got = read_cycles(table, nominal_ah=1.1)
+        assert got.ids == ['A', 'B'] and np.allclose(got.soh('A'), CAP/1.1) and np.allclose(got.soh('B'), CAP/1.1)
+    assert len(problems(two.assign(soh=two.cap_ah/1.1))) == 0 and len(validate(two.assign(soh=two.cap_ah/1.1))) == 120
+    bad = two.assign(soh=two.cap_ah/1.1, cap_ah=np.where((two.cell_id == 'B') & (two.cycle == 9), -1., two.cap_ah))
+    assert [(p['cell_id'], p['cycle']) for p in problems(bad) if p['severity'] == 'error'] == [('B', 9)]
+    with pytest.raises(InputError, match='cell B, cycle 9: cap_ah must be > 0'): validate(bad)
+
 def test_given_units_win():
     assert read_cycles(csv(LONG.assign(cap_ah=CAP*1e3)), unit='Ah').cycles.cap_ah[0] == pytest.approx(CAP[0]*1e3)
     small = read_cycles(csv(LONG.rename(columns={'cap_ah': 'capacity'})), unit='mAh')              # a coin cell
@@ -112,7 +123,7 @@ BAD = {
     'truncated gzip': (gzip.compress(csv())[:100], 'damaged gzip'), 'too many fields': (csv() + b'A,61,1.0,7\n', 'no table|more fields than headings'), 'too few fields': (csv() + b'A,61\n', 'cycle 61: cap_ah is missing'),
     'no headings': (b'1,1.1\n2,1.09\n3,1.08\n', 'begins with numbers'), 'energy': (csv(LONG.rename(columns={'cap_ah': 'Capacity (Wh)'})), 'is in Wh, not in Ah or mAh'), 'two of one name': (b'cycle,cap,cap\n1,2,3\n2,3,4\n', 'two columns of one name'),
     'time series': (csv(pd.DataFrame(dict(cycle=1, voltage=3.2, current=np.ones(500), capacity=np.linspace(0, 1, 500)))), 'looks like a time series'),
-    'no cell column': (csv(pd.concat([LONG]*3).drop(columns='cell_id')), 'each cycle several times and no column for the cell'), 'zip': (b'PK\3\4' + bytes(50), 'zip archive or spreadsheet'),
+    'no cell column': (csv(pd.concat([LONG]*3).drop(columns='cell_id')), 'each cycle several times and no column for the cell'), 'zip': (b'PK\3\4' + bytes(50), 'damaged spreadsheet'),
     'pickle': (b'\x80\x04\x95' + bytes(50), 'never opened because it can run code'), 'page': (b'<!DOCTYPE html><p>log in', 'web page'), 'noise': (bytes(range(256)), 'no binary format'),
     'negative nominal': (csv(LONG.assign(nominal_capacity=-1)), 'nominal capacity must be > 0'), 'percent and not': (bad(soh=at(CAP/1.1, 9, 97.)), 'cell A, cycle 9: soh must be a fraction in')}
 
@@ -139,9 +150,9 @@ def test_a_pipe_behind_a_path_does_not_hang(tmp_path):
     (b'cell,cycle,capacity\n\x1b[31mA,1,1.1\n\x1b[31mA,2,1.0\n', 'printable'), (b'cell,cycle,capacity\n' + b'y'*500 + b',1,1.1\n' + b'y'*500 + b',2,1.0\n', '200 printable'), (b'\xff\xfe\x00', 'damaged|no table|empty'),
     (gzip.compress(gzip.compress(b'a,b\n1,2\n')), 'packed twice'), (b'PAR1PAR1', 'truncated|damaged'), (b'PAR1' + bytes(100) + b'\xff\xff\xff\x7fPAR1', 'damaged')])
 def test_hostile_files_are_refused_quickly(source, says):
-    t = time.monotonic()
+    t = time.process_time()                                                             # of this process: a busy machine is no fault of the reader
     with pytest.raises(InputError) as e: read_cycles(source)
-    assert time.monotonic() - t < 5 and any(s in str(e.value) for s in says.split('|')), str(e.value)
+    assert time.process_time() - t < 5 and any(s in str(e.value) for s in says.split('|')), str(e.value)
 
 def test_a_gzip_bomb_and_a_parquet_that_promises_too_much(monkeypatch):
     monkeypatch.setattr('battnb.tables.MAX_BYTES', 10**6)
@@ -287,13 +298,20 @@ def test_clean_splits_accuse_nobody(real, name): assert len(leaks.check_split(sp
 
 @REAL
 def test_the_whole_table_validates_and_windows_in_three_seconds():
-    from battnb.windows import make_windows
-    load('calce'); t = time.perf_counter()
-    sets = concat([load(n) for n in data.NAMED], 'all')
-    validate(sets.cycles); checked = time.perf_counter() - t
-    n = len(make_windows(sets, ctx=96, hor=96, stride=24, rows_are_steps=True)); took = time.perf_counter() - t
-    print(f'764 cells: loaded and validated in {checked:.2f} s, {n:,} windows after {took:.2f} s, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3:.0f} MB')
-    assert n > 5000 and took < 3*(1 + os.getloadavg()[0]/2)                              # three seconds on an idle machine
+    "Processor time of a child process, so that a busy machine changes nothing and the bound is fixed; torch is imported before the clock starts."
+    code = textwrap.dedent('''
+        import json, resource, time
+        from battnb.data import NAMED, concat, load, validate
+        from battnb.windows import make_windows
+        load('calce'); t = time.process_time()
+        sets = concat([load(n) for n in NAMED], 'all')
+        validate(sets.cycles); checked = time.process_time() - t
+        n = len(make_windows(sets, ctx=96, hor=96, stride=24, rows_are_steps=True))
+        print(json.dumps(dict(cells=len(sets), windows=n, checked=checked, took=time.process_time() - t, mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3)))''')
+    one = dict(os.environ, OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')
+    got = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=one).stdout)
+    print(got)
+    assert got['cells'] == 764 and got['windows'] > 5000 and got['took'] < 3, got
 
 @REAL
 def test_the_table_read_as_a_file_is_the_table(real):
