@@ -216,22 +216,21 @@ def candidates(
         row[:, length-k:] = basis[k-1:] @ fit
     return out.float()
 
-# %% ../nbs/30_timer.ipynb #38f2aece
-BACK = (24, 48)  # how far to step back, cycles
+# %% ../nbs/30_timer.ipynb #86f93281
+BACK = ((12, 4), (24, 3), (48, 2), (96, 2))  # how far to step back: at most so many cycles, and this part of the context
 
 def evidence(
     z:torch.Tensor, # (batch, L) context relative to its last value, in units of its scale
 )->torch.Tensor: # (batch, K*(1+2*len(BACK))) start values, and for each step back the bias and log error of the candidates
-    "How well each candidate would have forecast the recent past; zeros where the context is too short to tell."
-    batch, length = z.shape
+    "How well each candidate would have forecast the recent past."
+    length = z.shape[1]
     parts = [torch.asinh(2*z @ candidates(length, 1)[:, 0].T)]
-    for m in BACK:
-        if length - m < 24: parts.append(z.new_zeros(batch, 2*N_CANDIDATES)); continue
+    for m in (min(most, length//part) for most, part in BACK):
         err = (z[:, :length-m] @ candidates(length-m, m)[:, 1:].flatten(0, 1).T).unflatten(1, (N_CANDIDATES, m)) - z[:, None, length-m:]
         parts += [torch.asinh(2*err.mean(-1)), torch.log(err.abs().mean(-1) + 1e-3)]
     return torch.cat(parts, 1)
 
-# %% ../nbs/30_timer.ipynb #c5681c03
+# %% ../nbs/30_timer.ipynb #1700f1f7
 @dataclass(frozen=True)
 class BatteryTimerCfg:
     "Sizes of `BatteryTimer`; the trunk's fields are those of `TimerCfg`."
@@ -242,7 +241,7 @@ class BatteryTimerCfg:
     patch:int = 12        # cycles in a token
     hor:int = 96          # H, cycles
     ctx:int = 960         # longest context that is read, cycles
-    least:int = 24        # shortest context that is accepted, cycles
+    least:int = 12        # shortest context that is accepted, cycles
     knots:int = 12        # points along the horizon at which the head decides
     floor:float = 2e-5    # smallest scale, in SOH
     trunk:bool = True     # False leaves the evidence alone: the ablation without Timer

@@ -6,10 +6,10 @@
 __all__ = ['LENGTHS', 'draw_length', 'prior_batches', 'in_unit', 'unit_pinball', 'pretrain', 'TuneCfg', 'record_batches',
            'trend_unit', 'fingerprint', 'tune', 'leave_one_set_out', 'choose']
 
-# %% ../nbs/33_tune.ipynb #d4650540
+# %% ../nbs/33_tune.ipynb #5d65a2fc
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -24,15 +24,15 @@ from .training import History, fit
 from .trend import trend_penalty
 from .windows import Windows, make_windows
 
-# %% ../nbs/33_tune.ipynb #dd7c88e9
-LENGTHS = (24, 32, 48, 64, 72, 120, 144, 192, 240, 384, 576, 960) # context lengths besides 96, cycles
+# %% ../nbs/33_tune.ipynb #c6d68338
+LENGTHS = (12, 16, 24, 32, 48, 64, 72, 120, 144, 192, 240, 384, 576, 960) # context lengths besides 96, cycles
 
 def draw_length(
     gen:np.random.Generator, # of the step
 )->int: # cycles
-    "A context length: 96 half of the time, else one of `LENGTHS`."
-    return 96 if gen.random() < .5 else int(gen.choice(LENGTHS, p=_SHARE))
-_SHARE = np.array([2, 2, 4, 3, 3, 3, 3, 3, 2, 2, 1, 1])/29
+    "A context length: 96 nearly half of the time, else one of `LENGTHS`."
+    return 96 if gen.random() < .45 else int(gen.choice(LENGTHS, p=_SHARE))
+_SHARE = np.array([1, 1, 2, 2, 4, 3, 3, 3, 3, 3, 3, 3, 2, 2])/35
 
 def prior_batches(
     batch_size:int=256, # windows a step, at contexts up to 96; fewer beyond
@@ -48,7 +48,7 @@ def prior_batches(
         return x[:, :length], x[:, length:]
     return batch
 
-# %% ../nbs/33_tune.ipynb #d5badb3d
+# %% ../nbs/33_tune.ipynb #e2d61e85
 def in_unit(
     model:BatteryTimer,
 )->Callable: # ctx -> (quantiles, last value, scale), all that a loss in the window's unit needs
@@ -69,7 +69,7 @@ def unit_pinball(
 def pretrain(
     cfg:BatteryTimerCfg=BatteryTimerCfg(),
     *,
-    steps:int=8000, # optimiser steps
+    steps:int=12000, # optimiser steps
     batch_size:int=256, # windows a step
     lr:float=1e-3, # peak learning rate
     seed:int=0, # of initialisation and batches
@@ -83,7 +83,7 @@ def pretrain(
     hist = fit(model, prior_batches(batch_size, cfg.hor, seed), unit_pinball, steps=steps, lr=lr, ema=.998, every=every, predict=in_unit(model), ckpt=ckpt, seed=seed, about=f'{cfg}, batches of {batch_size}', desc='pre-training')
     return model, hist
 
-# %% ../nbs/33_tune.ipynb #bec30636
+# %% ../nbs/33_tune.ipynb #b2370137
 @dataclass(frozen=True)
 class TuneCfg:
     "How to tune; LoRA's defaults are those of the published adapter."
@@ -96,6 +96,7 @@ class TuneCfg:
     lr:float = 5e-4             # peak learning rate
     batch_size:int = 128        # windows a step
     drawn:float = .5            # share of batches from the prior and from stretched records, the rest as recorded
+    share:float = 1.            # how far to go from the base (0) to the tuned weights (1)
 
 def record_batches(
     sets:dict[str, Cells], # measured cells of the training side, by set
@@ -127,7 +128,7 @@ def _rows(records, n, length, gen, stretched): # (n, length) float32 from one se
     picks = [usable[i] for i in gen.integers(len(usable), size=n)]
     return np.stack([r[s:s+length] for r, s in zip(picks, (gen.integers(len(r)-length+1) for r in picks))]).astype(np.float32)
 
-# %% ../nbs/33_tune.ipynb #0b7ae34a
+# %% ../nbs/33_tune.ipynb #28f296d4
 def trend_unit(
     sets:dict[str, Cells], # training side
 )->float: # SOH
@@ -162,13 +163,19 @@ def tune(
     def loss(pred, targ):
         q, last, scale = pred
         return unit_pinball(pred, targ, levels=base.cfg.levels) + trend_penalty(last + scale*q[..., middle], lam=cfg.lam, scale=unit)
-    fit(lora, record_batches(sets, cfg, base.horizon, seed), loss, steps=cfg.steps, lr=cfg.lr, weight_decay=0., ema=.99, predict=in_unit(lora), ckpt=ckpt, seed=seed, about=fingerprint(base, sets, cfg), desc='tuning')
+    fit(lora, record_batches(sets, cfg, base.horizon, seed), loss, steps=cfg.steps, lr=cfg.lr, weight_decay=0., ema=.99, predict=in_unit(lora), ckpt=ckpt, seed=seed, about=fingerprint(base, sets, replace(cfg, share=1.)), desc='tuning')
+    _shorten(lora, cfg.share)
     if adapter:
         lora.save_pretrained(str(adapter))
         (Path(adapter)/'README.md').unlink(missing_ok=True)         # peft's empty model card; ours stands beside the model
     return lora.merge_and_unload().eval()
 
-# %% ../nbs/33_tune.ipynb #4a44c367
+def _shorten(lora, share): # every detour scaled, in the layers and in the configuration that is saved
+    for m in lora.modules():
+        if hasattr(m, 'lora_A'): m.scaling = {k: v*share for k, v in m.scaling.items()}
+    lora.peft_config['default'].lora_alpha *= share
+
+# %% ../nbs/33_tune.ipynb #f64888c1
 def leave_one_set_out(
     base:BatteryTimer,
     sets:dict[str, Cells], # measured cells available for training, by set
@@ -190,7 +197,8 @@ def leave_one_set_out(
     for group in progress(sorted({groups[n] for n in sets}), 'leaving out'):
         rest, out = {n: c for n, c in sets.items() if groups[n] != group}, [n for n in sets if groups[n] == group]
         for name, cfg in candidates.items():
-            file = Path(ckpt_dir)/f'leave-{group}-{name}.pt' if ckpt_dir else None
+            same = cfg and fingerprint(base, rest, (replace(cfg, share=1.), seed))     # candidates that differ in `share` alone are one training
+            file = Path(ckpt_dir)/f'leave-{group}-{same}.pt' if ckpt_dir else None
             model = base if cfg is None else tune(base, rest, cfg, seed=seed, ckpt=file)
             for n in out:
                 q, best = predict(lambda x, hor: model.quantiles(x)[:, :hor], windows[n].ctx, windows[n].targ.shape[1]), min(naive[n], key=naive[n].get)
