@@ -1,11 +1,11 @@
 """Covariates as a promise: every protocol at hand is read, nothing is invented, absence changes nothing, the base stays as it is."""
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pytest, torch
 from battnb.core import data_root, torch_stream
-from battnb.covariates import NAMES, Conditioned, Film, FilmCfg, at_cutoff, c_rate, condition, covariates, standard
+from battnb.covariates import NAMES, Conditioned, FilmCfg, at_cutoff, c_rate, condition, covariates, standard
 from battnb.data import Cells, load
 from battnb.forecaster import load_forecaster
 from battnb.timer import BatteryTimer, BatteryTimerCfg
-from battnb.windows import Windows, make_windows
+from battnb.windows import make_windows
 
 TINY = BatteryTimerCfg(d=16, layers=1, heads=2, ff=16)
 NAN = float('nan')
