@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['container', 'open_source', 'is_raw', 'read_raw', 'cycles_from_file', 'chain', 'cycles_from_folder']
 
-# %% ../nbs/04_cyclers.ipynb #7d740d0f
+# %% ../nbs/04_cyclers.ipynb #fdb18839
 import contextlib, importlib, io, json, logging, pickle, re, shutil, struct, tempfile, warnings, zipfile, zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ from .core import InputError, progress
 from .headers import Source, frame_source, is_series, match_columns, note, numbers, read_header, samples
 from .coulomb import Meter, Raw, count_cycles, report, to_cycles
 from .exports import layout, open_bytes, text_source, vendor
+from .tables import _xls_sheets
 
 # %% ../nbs/04_cyclers.ipynb #2ba5f0eb
 def _need(module:str):
@@ -73,7 +74,19 @@ def _xlsx_source(path:Path, rows:int)->Source:
     told = [note('sheets', f"read sheets {', '.join(f[0] for f in same)} of {', '.join(names)}")] if len(names) > 1 else []
     return Source(vendor(','.join(names + titles)), titles, batches, {}, told)
 
-# %% ../nbs/04_cyclers.ipynb #739dfd2d
+# %% ../nbs/04_cyclers.ipynb #ab4b2cf6
+def _xls_source(path:Path, rows:int)->Source:
+    try: sheets = _xls_sheets(path.read_bytes())
+    except InputError: raise
+    except Exception as e: raise InputError(f"not a readable Excel workbook: {type(e).__name__}: {str(e)[:200]}") from None
+    titled = [(name, k, ['' if x is None else str(x) for x in row]) for name, table in sheets.items() for k, row in enumerate(table[:60])]
+    found = [t for t in titled if is_series(match_columns(t[2]))]
+    if not found: raise InputError(f"no sheet with time, voltage and current among: {', '.join(sheets)}")
+    titles = found[0][2]; same = [(name, k) for name, k, other in found if other == titles]
+    frame = pd.DataFrame([[_value(x) for x in row] for name, k in same for row in sheets[name][k+1:]], columns=range(len(titles)))
+    return Source(vendor(','.join([*sheets, *titles])), titles, lambda columns: iter([frame[columns]]))
+
+# %% ../nbs/04_cyclers.ipynb #2df61b71
 @contextlib.contextmanager
 def _silent(name:str):
     "A library's log kept off the user's screen."
@@ -85,9 +98,12 @@ def _nda_source(path:Path, rows:int)->Source:
     reader, kind = _need('fastnda'), '.ndax' if zipfile.is_zipfile(path) else '.nda'
     with tempfile.TemporaryDirectory() as folder, _silent('fastnda'):
         named = path if path.suffix.lower() == kind else Path(shutil.copy(path, Path(folder)/f'file{kind}'))     # it goes by the name
-        try: frame = reader.read(str(named), cycle_mode='raw').to_pandas()
-        except Exception as e: raise InputError(f"fastnda cannot read this Neware file: {type(e).__name__}: {str(e)[:200]}") from None
-    return frame_source('neware-nda', frame)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            try: frame = reader.read(str(named), cycle_mode='raw').to_pandas()
+            except Exception as e: raise InputError(f"fastnda cannot read this Neware file: {type(e).__name__}: {str(e)[:200]}") from None
+    doubts = [str(w.message).split('. If you can')[0] for w in told if 'Unverified' in w.category.__name__]
+    return frame_source('neware-nda', frame, notes=[note('unverified', f"fastnda says: {d}") for d in dict.fromkeys(doubts)])
 
 # %% ../nbs/04_cyclers.ipynb #ba7174ef
 def _sealed(path:Path)->bool:
@@ -201,13 +217,37 @@ def _record_source(path:Path, rows:int)->Source:
     meta = {k: record[j] for k, j in (('cell_id', 'cell_id'), ('nominal_ah', 'nominal_capacity_in_Ah')) if record.get(j)}
     return frame_source('batteryml', pd.concat(parts, ignore_index=True), meta)
 
-# %% ../nbs/04_cyclers.ipynb #e669e96f
-_FOREIGN = {b'\xd0\xcf\x11\xe0': "an old Excel workbook (.xls): save it as .xlsx or CSV",
-            b'\x00\x01\x00\x00Standard Jet DB': "an Arbin .res database: export it as CSV or .xlsx",
+# %% ../nbs/04_cyclers.ipynb #2b4f2575
+_BATCH = dict(test_time_s='t', voltage_v='V', current_a='I', temperature_c='T', charge_capacity_ah='Qc', discharge_capacity_ah='Qd')
+
+def _batch_cycles(file, cell:int): # frames of one cell's cycles, in order
+    cycles, clock = file[file['batch/cycles'][cell, 0]], 0.
+    for k in range(cycles['V'].shape[0]):
+        part = {q: np.ravel(file[cycles[name][k, 0]]).astype(float) for q, name in _BATCH.items() if name in cycles}
+        n = min(map(len, part.values()))
+        if n < 2: continue
+        part['test_time_s'] = (part['test_time_s'] - part['test_time_s'][0])*60 + clock
+        clock = float(np.nanmax(part['test_time_s'])) + 1.
+        yield pd.DataFrame({q: x[:n] for q, x in part.items()}).assign(cycle=k + 1, cell_id=f'cell {cell + 1}')
+
+def _batch_source(path:Path, rows:int)->Source:
+    h5py = _need('h5py')
+    try:
+        with h5py.File(path) as f: known, held, n = 'batch/cycles' in f, ', '.join(list(f)[:8]), f['batch/cycles'].shape[0] if 'batch/cycles' in f else 0
+    except Exception as e: raise InputError(f"not a readable HDF5 file: {type(e).__name__}: {str(e)[:150]}") from None
+    if not known: raise InputError(f"an HDF5 file without batch.cycles; it holds: {held}. Export it as CSV, or save MATLAB structures with '-v7'")
+    titles = [*_BATCH, 'cycle', 'cell_id']
+    def batches(columns):
+        with h5py.File(path) as f:
+            for cell in range(n):
+                for part in _batch_cycles(f, cell): yield part.reindex(columns=titles).iloc[:, columns].set_axis(columns, axis=1)
+    return Source('matr-batch', titles, batches)
+
+# %% ../nbs/04_cyclers.ipynb #21f81fcb
+_FOREIGN = {b'\x00\x01\x00\x00Standard Jet DB': "an Arbin .res database: export it as CSV or .xlsx",
             b'BIO-LOGIC MODULAR FILE': "a binary Biologic .mpr file: export it as text (.mpt) in EC-Lab",
-            b'\x89HDF': "an HDF5 file (MATLAB 7.3, PEC, cellpy): export it as CSV, or save with '-v7' in MATLAB",
-            b'MATLAB 7.3': "an HDF5 file (MATLAB 7.3): save it with '-v7' in MATLAB, or export it as CSV"}
-_MAGIC = {b'PAR1': 'parquet', b'NEWARE': 'nda', b'neware': 'nda', b'MATLAB 5.0': 'mat'}
+            b'%PDF': "a PDF document: export the data as CSV"}
+_MAGIC = {b'PAR1': 'parquet', b'NEWARE': 'nda', b'neware': 'nda', b'MATLAB 5.0': 'mat', b'MATLAB 7.3': 'hdf5', b'\x89HDF': 'hdf5', b'\xd0\xcf\x11\xe0': 'xls'}
 
 def _zipped(path:Path)->str:
     "What a zip archive holds."
@@ -220,7 +260,7 @@ def _zipped(path:Path)->str:
 
 def container(
     path:str|Path, # any file
-)->str: # 'xlsx', 'ndax', 'nda', 'parquet', 'mat', 'pickle', 'json', 'text', 'empty', or a phrase on what it is instead
+)->str: # 'xlsx', 'xls', 'ndax', 'nda', 'parquet', 'mat', 'hdf5', 'pickle', 'json', 'text', 'empty', or a phrase on what it is instead
     "How a file is packed, from its first bytes."
     with open_bytes(path) as f: head = f.read(4096)
     if not head.strip(): return 'empty'
@@ -230,7 +270,7 @@ def container(
     if head[:1] == b'\x80' and head[1:2] <= b'\x05': return 'pickle'
     return 'json' if re.match(rb'\s*[\[{]\s*["\[{\]}\-\d]', head) else 'text'
 
-# %% ../nbs/04_cyclers.ipynb #125a959b
+# %% ../nbs/04_cyclers.ipynb #317c05bb
 def _bdf_labels(titles:list)->list:
     "Column titles in the preferred labels of the Battery Data Format, through the `bdf` library where it is installed."
     try: from bdf.normalize import canonicalize_legacy_labels
@@ -245,7 +285,7 @@ def _bdf_labels(titles:list)->list:
     return out
 
 _OPENERS = dict(xlsx=_xlsx_source, ndax=_nda_source, nda=_nda_source, parquet=_parquet_source, mat=_nasa_source,
-                pickle=_record_source, json=_record_source)
+                xls=_xls_source, hdf5=_batch_source, pickle=_record_source, json=_record_source)
 
 def open_source(
     path:str|Path, # a raw cycler file

@@ -352,7 +352,7 @@ def _other_units(df:pd.DataFrame, units:dict, notes:list[dict])->pd.DataFrame: #
     if units.get('resistance_ohm') == 'mOhm': df = df.assign(resistance_ohm=_scaled(df['resistance_ohm'], 1e-3)); _say(notes, 'milliohm', 'resistance is in mOhm: divided by 1000')
     return df
 
-# %% ../nbs/10_data.ipynb #9c0af179
+# %% ../nbs/10_data.ipynb #076a82da
 def _once(df:pd.DataFrame, notes:list[dict], named:bool)->pd.DataFrame: # rows that repeat an earlier one exactly are left out
     again = df.duplicated([c for c in ('cell_id', 'cycle', 'cap_ah', 'soh', 'value') if c in df]) & df['cycle'].notna()
     if not named and again.mean() > .4: return df                           # rather several cells without a name
@@ -367,7 +367,7 @@ def _goes_on(cycle:np.ndarray, value:np.ndarray, named:bool)->np.ndarray|None: #
     for past, run in zip(runs, runs[1:]):
         level, step = np.median(value[past[-3:]]), np.median(value[run[:3]]) - np.median(value[past[-3:]])
         loss = np.median(value[past[:3]]) - level
-        if not abs(step) < max(.5*loss, .1*level if named else 0): return None             # else: another cell, or another rate
+        if not abs(step) < max(.5*loss, .02*level if named else 0): return None             # else: another cell, or another rate
         out[run] = cycle[run] + out[past[-1]] + (1 - cycle[run[0]] if cycle[run[0]] < 1 else 0)
     return out
 

@@ -103,7 +103,7 @@ def layout(
     quoting = csv.QUOTE_MINIMAL if sum('"' in x for x in rows) > 2 else csv.QUOTE_NONE
     return Layout(encoding, sep, _decimal(rows, sep), skip, titles, nested, quoting, lines[:k])
 
-# %% ../nbs/03_exports.ipynb #bd49ed4a
+# %% ../nbs/03_exports.ipynb #0a58ac13
 _VENDORS = [  # name, pattern in preamble and header (case ignored); the first that fits
     ('biologic', r'(EC|BT)-Lab ASCII FILE|\bE(we|cell)/V.*<?I>?/mA|<?I>?/mA.*\bE(we|cell)/V'),
     ('basytec', r'basytec|^~time\['),
@@ -114,7 +114,7 @@ _VENDORS = [  # name, pattern in preamble and header (case ignored); the first t
     ('bdf', r'test_time_(milli)?second|voltage_volt|Test Time / s.*Voltage / V|Voltage / V.*Test Time / s'),
     ('batteryarchive', r'Cycle_Index.*(Environment|Cell)_Temperature \(C\)'),
     ('arbin', r'Data[_ ]Point.*Test[_ ]Time|Test[_ ]Time.*Cycle[_ ]Index.*Charge[_ ]Capacity'),
-    ('pec', r'TestRegime|Load On Time \(Hours'), ('bitrode', r'Loop Counter|Amp-Hours.*Watt-Hours'), ('gamry', r'\bVf\tIm\b'), ('voltaiq', r'\bh_(current|potential)\b'),
+    ('pec', r'TestRegime|Load On Time \(Hours'), ('bitrode', r'Loop Counter|Amp-Hours.*Watt-Hours'), ('gamry', r'\bVf\b.*\bIm\b'), ('voltaiq', r'\bh_(current|potential)\b'),
     ('neware', r'neware|Step Type|DataPoint|Record ID|Total Time|工步|循环号')]
 
 def vendor(

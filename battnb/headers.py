@@ -45,7 +45,7 @@ def _unit(text:str)->str:
     text = re.sub(r'\s+vs\b.*', '', text.lower()).replace('µ', 'u').replace('μ', 'u').replace('ω', 'ohm').replace('℃', 'c')
     return re.sub(r'[°?\s.*·^\-\ufffd]+|deg\.?(?=\s*c)', '', text)
 
-# %% ../nbs/02_headers.ipynb #48e0e33c
+# %% ../nbs/02_headers.ipynb #977b36b9
 _NAMES = dict(
     test_time_s=('time', 'testtime totaltime runtime programduration progtime programtime elapsedtime totaltestduration elapsed test '
                          'cumulativetime 总时间 测试时间 time zeit t relativetime'),
@@ -57,9 +57,9 @@ _NAMES = dict(
                    'totalcycle zyklus 循环号 循环序号 循环次数 循环'),
     step=('none', 'stepcount stepnumber stepindex stepno stepid step stepnum ns line stepuniqueid 工步号 工步序号 步骤序号 步次'),
     state=('none', 'steptype state md status stepname mode command steptypename workstate 工步类型 工步状态 状态 工作模式'),
-    charge_ah=('charge', 'chargecapacity chargingcapacity chgcap chgcapacity capacitancechg capchg ahcha ahch qcharge chargecapacityin '
+    charge_ah=('charge', 'chargecapacity chargingcapacity chgcap chgcapacity capacitancechg capchg ahcha ahch qcharge chargeah chargecapacityin '
                          'ahcharge 充电容量'),
-    discharge_ah=('charge', 'dischargecapacity dischargingcapacity dchgcap dchgcapacity capacitancedchg capdchg ahdch ahdis qdischarge '
+    discharge_ah=('charge', 'dischargecapacity dischargingcapacity dchgcap dchgcapacity capacitancedchg capdchg ahdch ahdis qdischarge dischargeah '
                             'dischargecapacityin ahdischarge 放电容量'),
     capacity_ah=('charge', 'stepcapacity ahstep capacity cap capacityah ah amphr netcapacity qqo q kapazität 容量'),
     temperature_c=('temperature', 'celltemperature temperaturet1 surfacetemperaturet1 t1 auxtemperature1 aux1temperature temp1 temperature temp '
