@@ -5,10 +5,11 @@ import importlib
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .data import load
-    from .outlook import forecast, life, models
+    from .outlook import forecast, life, models, synth
+    from .report import show
 
-__all__ = ['forecast', 'life', 'load', 'models']
-_HOME = {'forecast': 'outlook', 'life': 'outlook', 'load': 'data', 'models': 'outlook'}
+__all__ = ['forecast', 'life', 'load', 'models', 'show', 'synth']
+_HOME = {'forecast': 'outlook', 'life': 'outlook', 'load': 'data', 'models': 'outlook', 'show': 'report', 'synth': 'outlook'}
 
 
 def __getattr__(name:str):

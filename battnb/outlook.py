@@ -106,7 +106,7 @@ def own_word(
     z = np.array([NormalDist().inv_cdf((1 + p)/2) for p in GRID])
     return Conformal({u: {'': z} for u in UNITS}, {'': 0}, None, tuple(qlevels), dict(source='the network itself'))
 
-# %% ../nbs/85_outlook.ipynb #1177e783
+# %% ../nbs/85_outlook.ipynb #6e4a7365
 def _rolled(once:Callable, horizon:int)->Callable: # a fixed horizon becomes any: forecast, append, forecast
     def call(ctx, h):
         import torch
@@ -145,12 +145,18 @@ def load_net(
     folder:str|Path, # of a saved network
 )->'Forecaster': # in evaluation mode
     "The network of a folder, whatever its architecture, which is imported first. Raises `InputError` if the folder is unusable."
-    from battnb.forecaster import load_forecaster, read_config
+    from battnb.forecaster import load_forecaster
     import importlib
-    arch = read_config(folder).get('arch')
+    arch = _config(folder).get('arch')
     if arch == 'diffbatt': raise InputError(f'{Path(folder).name} draws whole lives and no windows: use it with `battnb life` or `battnb synth`')
     if home := _HOMES.get(arch): importlib.import_module(f'battnb.{home}')   # registers the architecture
     return load_forecaster(folder)
+
+def _config(folder:Path)->dict: # of a saved model
+    from battnb.forecaster import read_config
+    c = read_config(folder)
+    if not isinstance(c, dict): raise InputError(f'config.json in {str(folder)!r} must hold an object, got {type(c).__name__}')
+    return c
 
 _HOMES = {'battery-timer': 'timer', 'timer': 'timer', 'battery-timer-film': 'covariates', 'liquid': 'liquid', 'dlnet': 'liquid', 'recurrent': 'recurrent', 'fan': 'fan', 'ridge': 'evaluation',
           **dict.fromkeys(('dlinear', 'paifilter', 'lightts', 'itransformer', 'mlp', 'gate'), 'students')}
@@ -320,7 +326,7 @@ def _warn(predictor:Predictor, level:tuple, unit:str='point')->None: # what a re
         if open_: said = f"{predictor.name} was calibrated on {predictor.conf.cells['']} cells, too few for {', '.join(f'{p:g}' for p in open_)} %: no interval"
     if said: warnings.warn(said, stacklevel=3)
 
-# %% ../nbs/85_outlook.ipynb #e7124e0b
+# %% ../nbs/85_outlook.ipynb #4fc0c1b8
 def life(
     df, # cycle table, Cells, a path or anything else that `as_cells` reads
     eol:float=.8, # SOH that ends a life, fraction of the stated reference
@@ -356,8 +362,7 @@ def _observed(cells:Cells, eol:float, at)->dict[str, dict]: # life rows of the c
 
 def _drawer(model)->Path|None: # the folder of a model that draws whole lives; None for any other model
     folder = next((p for p in (Path(str(model)).expanduser(), weights_dir()/str(model)) if (p/'config.json').is_file()), None) if isinstance(model, (str, Path)) and str(model) else None
-    from battnb.forecaster import read_config
-    return folder if folder is not None and read_config(folder).get('arch') == 'diffbatt' else None
+    return folder if folder is not None and _config(folder).get('arch') == 'diffbatt' else None
 
 def _drawn_lives(cells:Cells, eol:float, folder:Path, level:float, at)->pd.DataFrame: # life table from drawn curves; observed ends stay observed
     from battnb import lives
@@ -445,7 +450,7 @@ def _as_synthetic(curves:list, nominal_ah:float, chemistry:str)->Cells: # curves
     cells = pd.DataFrame(dict(cell_id=[p.cell_id[0] for p in parts], dataset='SYNTHETIC', chemistry=chemistry, nominal_cap_ah=nominal_ah, soh_ref='initial', cadence='per_cycle', licence='synthetic'))
     return Cells(pd.concat(parts, ignore_index=True), cells, 'synthetic', False)
 
-# %% ../nbs/85_outlook.ipynb #de9bb4a3
+# %% ../nbs/85_outlook.ipynb #f26c05c2
 FORECASTS, FITS = ('battery-timer',), ('gate-32', 'liquid-24')               # first choices: to forecast with, and to put on a microcontroller
 FIRMWARE = ('liquid', 'gate', 'dlnet', 'mlp', 'paifilter', 'dlinear', 'ridge') # architectures that the firmware generator takes
 
@@ -466,8 +471,7 @@ def models(
     return out.sort_values(['recommended', 'deploy', 'params'], ascending=[False, False, False], ignore_index=True)
 
 def _model_row(folder:Path)->dict:
-    from battnb.forecaster import read_config
-    c = read_config(folder)
+    c = _config(folder)
     files = [p for p in folder.rglob('*') if p.is_file()]
     trained = c.get('trained_on', '')
     return dict(name=folder.name, arch=c.get('arch', ''), params=_numel(folder/'model.safetensors') if (folder/'model.safetensors').is_file() else 0, context=c.get('ctx'), horizon=c.get('hor'),

@@ -43,11 +43,18 @@ def test_nothing_heavy_before_it_is_needed(good):
 def test_help_is_fast_and_has_examples(cli):
     begin = time.monotonic(); top = cli('--help', ok=0).stdout
     assert time.monotonic() - begin < 3                                         # about .2 s on an idle machine
-    for command in ('check', 'forecast', 'life', 'run', 'deploy', 'models', 'data', 'rerun'):
+    for command in ('check', 'forecast', 'life', 'synth', 'run', 'deploy', 'models', 'data', 'rerun'):
         assert command in top
         text = cli(command, '--help', ok=0).stdout
         assert 'Examples:\n  battnb' in text or 'Examples:\n    battnb' in text, text
-    assert cli('-h', ok=0).stdout == top and 'battnb' in cli('--show-completion', 'bash', SHELL='/bin/bash').stdout + 'battnb'
+    assert cli('-h', ok=0).stdout == top
+
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
+def test_shell_completion(cli, shell):
+    assert 'battnb' in cli('--show-completion', shell, ok=0).stdout
+    words = cli(_BATTNB_COMPLETE='complete_bash', COMP_WORDS='battnb forecast x.csv --model ', COMP_CWORD='4').stdout.split()
+    assert 'battery-timer' in words and 'persistence' in words
+    assert {'forecast', 'life', 'synth'} <= set(cli(_BATTNB_COMPLETE='complete_bash', COMP_WORDS='battnb ', COMP_CWORD='1').stdout.split())
 
 @pytest.mark.parametrize('args', [('forecast',), ('nope',), ('forecast', 'x.csv', '--horizon', 'many'), ('check', '--nope'), ('forecast', 'x.csv', '--horizon', '0')])
 def test_wrong_usage_is_2(cli, args):
@@ -119,6 +126,36 @@ def test_pipes_files_and_json_agree(cli, good, tmp_path, base):
     assert list(csv) == list(pq) == list(js[0]) == ['cell_id', 'cutoff', 'cycle', 'tiny-timer', 'tiny-timer-lo-80', 'tiny-timer-hi-80']
     np.testing.assert_allclose(csv.iloc[:, 3:], pq.iloc[:, 3:], rtol=1e-6); np.testing.assert_allclose(pd.DataFrame(js).iloc[:, 3:], pq.iloc[:, 3:], atol=1e-6)
     assert json.loads(cli('check', '-', '--json', stdin=parquet_bytes(), ok=0).stdout)[1]['n_cycles'] == N
+
+def test_bands_for_curves_and_without_the_past(cli, good, base):
+    width = {}
+    for args in ((), ('--static',), ('--band', 'curve')):
+        rows = json.loads(cli('forecast', good, '-m', base, '-n', 12, '-l', 80, '--json', *args, ok=0).stdout)
+        width[args] = np.mean([r['tiny-timer-hi-80'] - r['tiny-timer-lo-80'] for r in rows])
+    assert len(set(width.values())) >= 2 and all(w > 0 for w in width.values())
+    assert "band must be 'point' or 'curve', got 'cell'" in cli('forecast', good, '-m', base, '--band', 'cell', ok=1).stderr
+
+def test_quiet_when_nobody_watches(cli, good, base):
+    "No progress bar where standard error is a file; remarks only where there is something to remark."
+    assert cli('forecast', good, '-m', 'linear-20', '-o', 'out.csv', '-l', 80, ok=0).stderr.count('\r') == 0
+
+def test_synth(cli, tmp_path):
+    "Without the shipped model a sentence; with it, cells that go into every other command."
+    from battnb.core import weights_dir
+    assert 'draws no cells' in cli('synth', '-n', 2, '-m', 'liquid-24', ok=1).stderr
+    if not (weights_dir()/'diffbatt').is_dir(): pytest.skip('no DiffBatt weights in this checkout')
+    for name in ('a', 'b'): cli('synth', '-n', 4, '--seed', 3, '-o', tmp_path/f'{name}.parquet', ok=0)
+    t = pd.read_parquet(tmp_path/'a.parquet')
+    assert t.equals(pd.read_parquet(tmp_path/'b.parquet')) and t.cell_id.nunique() == 4 and t.soh.between(.5, 1.1).all()
+    assert len(json.loads(cli('check', tmp_path/'a.parquet', '--json', ok=0).stdout)) == 4
+    rows = json.loads(cli('life', tmp_path/'a.parquet', '-m', 'diffbatt', '--at', 60, '--json', ok=0).stdout)
+    assert len(rows) == 4 and list(rows[0]) == ['cell_id', 'cutoff', 'eol_cycle', 'rul', 'lo', 'hi', 'censored', 'reason']
+
+def test_sources_are_listed_and_what_cannot_be_fetched_is_said(cli):
+    rows = json.loads(cli('data', '--sources', '--json', ok=0).stdout)
+    assert {'name', 'licence', 'citation', 'page'} <= set(rows[0]) and len(rows) > 10
+    assert 'fetched by hand from' in cli('data', '--fetch', 'sunwoda', ok=1).stderr
+    assert 'no source is called' in cli('data', '--fetch', 'nope', ok=1).stderr
 
 def test_a_pipe_that_closes_early_is_no_error(good):
     r = subprocess.run(f'battnb forecast {good} -m persistence -n 5000 | head -2', shell=True, capture_output=True, text=True)

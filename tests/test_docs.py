@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat, pytest
 import browser
 from books import ALL, CHAPTERS, cells
-from conftest import BUILD
+from conftest import BUILD, ROOT
 
 needs_browser = pytest.mark.skipif(not browser.find() and os.environ.get('CI') != 'true', reason='no Chromium or Chrome found (required on CI)')
 pytestmark = pytest.mark.xdist_group('site')      # one worker builds the site and looks at it
@@ -60,6 +60,32 @@ class Page(HTMLParser):
 
 
 def pages(site): return sorted(site.rglob('*.html'))
+
+
+# ---------------------------------------------------------------- before anything is built
+def test_quarto_configuration_fits_its_schema():
+    "Also as Quarto sees it: with patterns expanded and seen from the folder of notebooks."
+    import jsonschema, yaml
+    schema = json.loads((ROOT/'tests'/'quarto_schema.json').read_text())
+    cfg = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    jsonschema.validate(cfg, schema)
+    sys.path.insert(0, str(ROOT/'tools'))
+    import docs
+    jsonschema.validate(docs.strip_prefix(docs.site_config(ROOT)), schema)
+    cfg['website']['page-navigaton'] = True
+    with pytest.raises(jsonschema.ValidationError, match='page-navigaton'): jsonschema.validate(cfg, schema)
+
+
+def test_spelling(tmp_path):
+    "Prose of every notebook and page, against a list of common misspellings."
+    import subprocess
+    for p in ALL: (tmp_path/f'{p.stem}.md').write_text(re.sub(r'```.*?```|`[^`]*`|\$[^$]*\$|https?:\S+', ' ', '\n\n'.join(c['source'] for c in cells(p, 'markdown')), flags=re.S))
+    for n in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'): shutil.copy(ROOT/n, tmp_path/n)
+    for p in (ROOT/'battnb'/'weights').glob('*/README.md'): shutil.copy(p, tmp_path/f'{p.parent.name}-card.md')
+    r = subprocess.run([sys.executable, '-m', 'codespell_lib', '--ignore-words-list', WORDS, str(tmp_path)], capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+
+WORDS = 'mape,soh,nd,ue,te,fo,hist,ba,ther,readd,mor,ans,thi,hass,flate,cas,nin,coo,dout'    # names and symbols
 
 
 # ---------------------------------------------------------------- without a browser
@@ -212,9 +238,9 @@ def test_search_theme_menu_and_copy_work(site, chrome):
 def test_screenshots_for_people(site, chrome):
     shots = BUILD/'screenshots'
     shutil.rmtree(shots, ignore_errors=True)
-    for name in ('index', 'sample', 'core', 'api'):
+    for name in ('index', 'sample', 'core', 'api', 'guide/start', 'guide/results'):
         for size in browser.SIZES:
             for dark in (False, True):
                 chrome.open((site/f'{name}.html').as_uri(), size, dark)
-                chrome.screenshot(shots/f"{name}-{size}{'-dark' if dark else ''}.png")
-    assert len(list(shots.glob('*.png'))) == 16 and all(p.stat().st_size > 5000 for p in shots.glob('*.png'))
+                chrome.screenshot(shots/f"{name.replace('/', '-')}-{size}{'-dark' if dark else ''}.png")
+    assert len(list(shots.glob('*.png'))) == 24 and all(p.stat().st_size > 5000 for p in shots.glob('*.png'))

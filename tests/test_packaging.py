@@ -64,12 +64,29 @@ def test_import_is_quick_and_lazy(installed):
 
 def test_public_names():
     import battnb
-    assert battnb.__all__ == ['forecast', 'life', 'load', 'models'] and set(battnb.__all__) <= set(dir(battnb))
-    with pytest.raises(AttributeError, match='it has forecast, life, load, models'): battnb.forcast
+    assert set(battnb.__all__) <= set(dir(battnb))
+    with pytest.raises(AttributeError, match='it has forecast, life, load, models, show, synth'): battnb.forcast
     assert battnb.load is __import__('battnb.data').data.load
 
 
-@pytest.mark.parametrize('name', ['forecast', 'life', 'models'])
+def surface():
+    "What users build on: functions with their arguments and defaults, commands with their options, columns of the tables."
+    import battnb, inspect, typer
+    from battnb.app import app
+    yield from (f'battnb.{n}({", ".join(str(p).split(":")[0].split("=")[0].strip() + ("" if p.default is p.empty else f"={p.default!r}") for p in inspect.signature(getattr(battnb, n)).parameters.values())})' for n in battnb.__all__)
+    for name, c in sorted(typer.main.get_command(app).commands.items()): yield f"battnb {name} {' '.join(sorted(o for p in c.params for o in (p.opts if p.param_type_name == 'option' else [p.name.upper()])))}"
+    small = battnb.load('fleet').take(battnb.load('fleet').ids[:1])
+    yield f"forecast: {', '.join(battnb.forecast(small, h=2, model='persistence', level=(), at=100))}"
+    yield f"life: {', '.join(battnb.life(small, model='persistence'))}"
+    yield f"models: {', '.join(battnb.models())}"
+
+def test_public_surface_is_pinned():
+    "A change here is a change for users: write it into CHANGELOG.md, then into tests/public_surface.txt."
+    want, got = (ROOT/'tests'/'public_surface.txt').read_text().splitlines(), list(surface())
+    assert got == want, '\n'.join(['this is the surface now:', *got])
+
+
+@pytest.mark.parametrize('name', ['forecast', 'life', 'models', 'show', 'synth'])
 def test_public_names_resolve(name):
     import battnb
     assert callable(getattr(battnb, name))
@@ -97,3 +114,77 @@ def test_every_import_of_the_package_is_declared():
                 have = {d.lower().replace('_', '-') for d in dists.get(name, [name])}
                 if not have & (plain if node in top.body else plain | optional): missing.append(f'{path.name}:{node.lineno} {name}')
     assert not missing, f'add to pyproject.toml: {missing}'
+
+
+# ---------------------------------------------------------------- an environment with nothing else in it
+def needed():
+    "Names of the distributions that a plain install brings, and theirs, as pip would resolve them here."
+    from packaging.requirements import Requirement
+    import tomllib
+    todo = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['dependencies']
+    todo, found = [(Requirement(r), '') for r in todo], {}
+    while todo:
+        r, _ = todo.pop()
+        name = r.name.lower().replace('_', '-')
+        extras = {''} | set(r.extras)
+        if found.get(name, set()) >= extras: continue
+        found[name] = found.get(name, set()) | extras
+        for sub in importlib.metadata.distribution(r.name).requires or []:
+            q = Requirement(sub)
+            if q.marker is None or any(q.marker.evaluate(dict(extra=e)) for e in extras): todo.append((q, name))
+    return found
+
+@pytest.fixture(scope='module')
+def empty(wheel, tmp_path_factory):
+    "A virtual environment that holds the wheel and what it declares, linked from here: no notebook, no compiler, no test tool."
+    import venv
+    home = tmp_path_factory.mktemp('empty')/'venv'
+    venv.create(home, with_pip=False, symlinks=True)
+    site = next((home/'lib').glob('python3*'))/'site-packages'
+    for name in needed():
+        dist = importlib.metadata.distribution(name)
+        tops = {f.parts[0] for f in dist.files or [] if f.parts[0] not in ('..', '__pycache__')}
+        for top in tops:
+            if (src := dist.locate_file(top)).exists() and not (site/top).exists(): (site/top).symlink_to(src)
+    zipfile.ZipFile(wheel).extractall(site)
+    return home/'bin'/'python'
+
+def run_empty(empty, *args, **kw):
+    env = {k: v for k, v in os.environ.items() if k not in ('BATTNB_DATA', 'PYTHONPATH')}
+    return subprocess.run([str(empty), *args], env=env, capture_output=True, text=True, **kw)
+
+def test_forecasts_in_an_empty_environment(empty, tmp_path):
+    import pandas as pd, numpy as np
+    pd.DataFrame(dict(cell_id=np.repeat(['A', 'B'], 60), cycle=np.tile(np.arange(1, 61), 2), cap_ah=np.tile(2 - .002*np.arange(60), 2))).to_csv(tmp_path/'cells.csv', index=False)
+    r = run_empty(empty, '-W', 'error', '-c', "import importlib.util as u, battnb; print(battnb.__file__, [m for m in ('tensorflow', 'ziglang', 'unicorn', 'nbdev', 'pytest', 'papermill', 'dask', 'optuna', 'chronos') if u.find_spec(m)])")
+    assert r.returncode == 0 and 'empty' in r.stdout and r.stdout.strip().endswith('[]'), r.stdout + r.stderr
+    call = 'from battnb.app import main; main()'
+    r = run_empty(empty, '-c', call, 'forecast', 'cells.csv', '-n', '5', cwd=tmp_path)
+    assert r.returncode == 0 and len(r.stdout.splitlines()) == 11 and r.stdout.startswith('cell_id,cutoff,cycle,battery-timer,battery-timer-lo-80'), r.stderr
+    for args in (['check', 'cells.csv'], ['life', 'cells.csv', '-m', 'linear-20'], ['models'], ['data']):
+        r = run_empty(empty, '-c', call, *args, cwd=tmp_path); assert r.returncode == 0, (args, r.stderr)
+    r = run_empty(empty, '-c', call, 'run', 'cells.csv', cwd=tmp_path)
+    assert r.returncode == 1 and "pip install 'battnb[edge]'" in r.stderr and 'Traceback' not in r.stderr, r.stderr
+    r = run_empty(empty, '-c', call, 'rerun', '05_run', cwd=tmp_path)
+    assert r.returncode == 1 and "battnb[studies]" in r.stderr and 'Traceback' not in r.stderr, r.stderr
+
+def test_source_distribution_holds_what_the_wheel_holds(project_copy, wheel, tmp_path):
+    import tarfile
+    code = f"import sys; from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    r = subprocess.run([sys.executable, '-c', code], cwd=project_copy(), capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    inside = {n.split('/', 1)[1] for n in tarfile.open(next(tmp_path.glob('*.tar.gz'))).getnames() if '/' in n}
+    shipped = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('battnb/')}
+    assert shipped <= inside, sorted(shipped - inside)
+    assert {'README.md', 'LICENSE', 'pyproject.toml'} <= inside
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get('BATTNB_SLOW'), reason='installs torch from the package registry: BATTNB_SLOW=1 runs it')
+def test_pip_installs_the_wheel_into_a_new_environment(wheel, tmp_path):
+    import venv
+    venv.create(tmp_path/'venv', with_pip=True, symlinks=True)
+    py = tmp_path/'venv'/'bin'/'python'
+    r = subprocess.run([str(py), '-m', 'pip', 'install', '-q', '-c', str(ROOT/'constraints.txt'), str(wheel)], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    r = subprocess.run([str(tmp_path/'venv'/'bin'/'battnb'), 'models', '--json'], capture_output=True, text=True)
+    assert r.returncode == 0 and 'battery-timer' in r.stdout
