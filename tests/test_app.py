@@ -35,7 +35,7 @@ def ramp(cell='A', n=200, start=1., slope=-5e-4, step=1, **cols): return pd.Data
 # ---------------------------------------------------------------- forecast
 def test_forecast_table_of_many_lengths(calibrated, fleet):
     from battnb import forecast
-    cells = pd.concat([fleet.rows(i).head(n) for i, n in zip(fleet.ids, (24, 40, 95, 96, 97, 150, 240, 5000))])
+    cells = pd.concat([fleet.rows(i).head(n) for i, n in zip(fleet.ids, (12, 24, 95, 96, 97, 150, 240, 5000))])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         t = forecast(cells, h=130, model=calibrated, level=(80, 95))
@@ -86,7 +86,7 @@ def test_utilsforecast_takes_the_table(fleet):
 
 @pytest.mark.parametrize('change, said', [
     (dict(h=0), 'got 0'), (dict(h=1.5), 'got 1.5'), (dict(level=101), 'got 101'), (dict(level=(80, 33.3)), 'multiple of 0.5'), (dict(model='nope'), 'neither a folder nor one of'),
-    (dict(model=''), 'neither a folder'), (dict(at=0), 'after the cut-off 0'), (dict(at=20), 'cell A: calibrated needs at least 24 steps of context, got 20')])
+    (dict(model=''), 'neither a folder'), (dict(at=0), 'after the cut-off 0'), (dict(at=10), 'cell A: calibrated needs at least 12 steps of context, got 10')])
 def test_refusals_of_forecast(calibrated, change, said):
     from battnb import forecast
     with pytest.raises(InputError, match=said.replace('.', r'\.')): forecast(ramp(), **(dict(model=calibrated) | change))
