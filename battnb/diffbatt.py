@@ -23,7 +23,7 @@ from .diffusion import clean, draw, guided, noised, schedule, target
 from .forecaster import load_weights, pretrained_folder, read_config
 from .training import History, fit
 
-# %% ../nbs/40_diffbatt.ipynb #5fe8b79a
+# %% ../nbs/40_diffbatt.ipynb #10370ceb
 def sinusoid(
     at:torch.Tensor, # (...,) positions or noise levels
     size:int, # how many numbers, even
@@ -42,13 +42,13 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(8, width, eps=1e-3)
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
     def forward(self, x:torch.Tensor)->torch.Tensor: # (n, width, positions) -> the same
         h = self.norm(x).transpose(1, 2)
         share = (self.q(h) @ self.k(h).transpose(1, 2)/h.shape[-1]**.5).softmax(-1)
         return (h + self.out(share @ self.v(h))).transpose(1, 2)
 
-# %% ../nbs/40_diffbatt.ipynb #18049502
+# %% ../nbs/40_diffbatt.ipynb #4b62fb50
 class Res(nn.Module):
     "Norm, GELU, convolution, twice; the noise level is added between, a condition multiplies."
     def __init__(self, n_in:int, n_out:int, code:int=32, film:bool=False):
@@ -58,7 +58,7 @@ class Res(nn.Module):
         self.film = nn.Linear(code, n_out) if film else None
         self.norm2, self.conv2 = nn.GroupNorm(8, n_out, eps=1e-3), nn.Conv1d(n_out, n_out, 3, padding=1)
         self.skip = nn.Conv1d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.weight); nn.init.zeros_(self.conv2.bias)
     def forward(self, x:torch.Tensor, t:torch.Tensor, c:torch.Tensor)->torch.Tensor: # (n, n_in, positions), (n, code), (n, code)
         u = self.conv1(F.gelu(self.norm1(x)))
         if self.film is not None: u = self.film(F.gelu(c))[..., None]*u
@@ -90,7 +90,7 @@ class CycleEncoder(nn.Module):
         if self.positions: h = h + sinusoid(torch.linspace(0, 100, q.shape[1], device=q.device), h.shape[-1])
         return self.out(self.mix(h.transpose(1, 2)).mean(-1))
 
-# %% ../nbs/40_diffbatt.ipynb #9b3402ba
+# %% ../nbs/40_diffbatt.ipynb #ed404f05
 class UNet(nn.Module):
     "Curves (n, length), noise codes and conditions -> (n, length)."
     def __init__(self, widths:tuple[int, ...]=(8, 16, 32, 64), attend:tuple[int, ...]=(32, 64), code:int=32, film:str='up'):
@@ -107,7 +107,7 @@ class UNet(nn.Module):
             for _ in range(3): self.up.append(nn.ModuleList([Res(n + skips.pop(), w, code, True), att(w)])); n = w
             if i: self.up.append(Up(n))
         self.norm, self.head = nn.GroupNorm(8, n, eps=1e-3), nn.Conv1d(n, 1, 7, padding=3)
-        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
 
     def forward(self, x:torch.Tensor, t:torch.Tensor, c:torch.Tensor)->torch.Tensor: # (n, length), (n, code), (n, code)
         place = sinusoid(torch.arange(x.shape[1], device=x.device), self.place, interleave=True).T.expand(len(x), -1, -1)
@@ -119,7 +119,7 @@ class UNet(nn.Module):
         for step in self.up: h = step(h) if isinstance(step, Up) else step[1](step[0](torch.cat([h, skips.pop()], 1), t, c))
         return self.head(F.gelu(self.norm(h)))[:, 0]
 
-# %% ../nbs/40_diffbatt.ipynb #729c155d
+# %% ../nbs/40_diffbatt.ipynb #cbeea9d3
 class Conditions(nn.Module):
     "Named blocks of conditions -> one vector; hidden or missing blocks become a learnt 'unknown'."
     def __init__(self, blocks:tuple[tuple[str, int], ...], width:int, positions:bool=True):
@@ -129,7 +129,7 @@ class Conditions(nn.Module):
         self.unknown = nn.Parameter(torch.zeros(len(blocks), width))
         self.out = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
     def forward(self, cond:dict[str, torch.Tensor], keep:torch.Tensor)->torch.Tensor: # blocks (n, k) or (n, cycles, volts), (n, blocks) -> (n, width)
-        total = 0.
+        total = keep.new_zeros(len(keep), self.unknown.shape[1])
         for i, name in enumerate(self.names):
             if name not in cond: total = total + self.unknown[i]; continue
             value = cond[name]; known = keep[:, i]*value.flatten(1).isfinite().any(1)
@@ -220,7 +220,7 @@ class DiffBatt(nn.Module):
     )->torch.Tensor: # (n, size) what `cfg.predicts` says
         return self.net(x, self.time(sinusoid(t, 32)), self.conditions(cond, keep))
 
-# %% ../nbs/40_diffbatt.ipynb #4d94c020
+# %% ../nbs/40_diffbatt.ipynb #1ca13209
 def _keep(model, n, hidden=False): # all blocks shown, or all but those that are never hidden
     names = model.conditions.names
     return torch.tensor([float(not hidden or name in model.cfg.always) for name in names]).expand(n, -1)
@@ -236,17 +236,23 @@ def generate(self:DiffBatt,
     seed:int=0, # of the noise
     batch:int=4096, # curves at a time
 )->torch.Tensor: # (n, size), or (cells, n, size) with conditions
-    "Draw curves in the model's representation. Raises `ValueError` unless all blocks have the same number of rows."
-    rows = {len(v) for v in (cond or {}).values()}
+    """Draw curves in the model's representation. The noise of a curve depends on the seed and its place only, not on `batch`.
+
+    Raises `ValueError` unless all blocks are known, have the same number of rows, and `n >= 1` and `w` is finite."""
+    cond = {k: torch.tensor(np.asarray(v), dtype=torch.float32) for k, v in (cond or {}).items()}
+    rows, strange = {len(v) for v in cond.values()}, sorted(set(cond) - set(dict(self.cfg.cond)))
+    if strange: raise ValueError(f"this model knows the conditions {[k for k, _ in self.cfg.cond]}, got {strange}")
     if len(rows) > 1: raise ValueError(f"every block of cond needs the same number of rows, got {sorted(rows)}")
-    cells = rows.pop() if rows else 1
-    known, out = self.scaled({k: torch.tensor(np.asarray(v), dtype=torch.float32) for k, v in (cond or {}).items()}), []
+    if n < 1 or not math.isfinite(w): raise ValueError(f"n must be >= 1 and w finite, got {n} and {w}")
+    cells, out = rows.pop() if rows else 1, []
+    start = torch.tensor(stream(seed, 'start').standard_normal((cells*n, self.cfg.size)), dtype=torch.float32)
     self.eval()
-    for i, at in enumerate(torch.arange(cells).repeat_interleave(n).split(batch)):
-        c = {k: v[at] for k, v in known.items()}
-        says = lambda keep: lambda x, t: clean(self(x, t, c, keep), x, t, self.abar, self.cfg.predicts)
-        denoise = guided(says(_keep(self, len(at))), says(_keep(self, len(at), True)), w)
-        out.append(draw(denoise, (len(at), self.cfg.size), self.abar, sampler=sampler, steps=steps, seed=seed + 7919*i))
+    with torch.inference_mode():
+        codes = [self.conditions(self.scaled(cond), _keep(self, cells, hidden)) for hidden in (False, True)] # once, not at every level
+        for i, at in enumerate(torch.arange(cells).repeat_interleave(n).split(batch)):
+            says = lambda c: lambda x, t: clean(self.net(x, self.time(sinusoid(t, 32)), c[at]), x, t, self.abar, self.cfg.predicts)
+            begin = start[i*batch:i*batch + len(at)]
+            out.append(draw(guided(says(codes[0]), says(codes[1]), w), begin.shape, self.abar, sampler=sampler, steps=steps, seed=seed + 7919*i, start=begin))
     x = torch.cat(out)*self.x_scale + self.x_mean
     return x.reshape(cells, n, -1) if cond else x
 
@@ -445,7 +451,7 @@ def levels_below(
     k, s, e = zip(*out)
     return Draws(np.stack(k), np.stack(s), np.array(e))
 
-# %% ../nbs/40_diffbatt.ipynb #e7542af3
+# %% ../nbs/40_diffbatt.ipynb #1d2609cb
 def fit_diffbatt(
     curves:'Draws|Cells', # training curves
     *,
@@ -457,9 +463,14 @@ def fit_diffbatt(
     ckpt:str|Path|None=None, # resumes from here
     **changes, # other fields of `DiffBattCfg`
 )->DiffBatt:
-    "A small model of whole curves on length and shape, with the level as condition."
+    """A small model of whole curves on length and shape, with the level as condition.
+
+    Raises `ValueError` unless some curve falls and every block has a row a curve."""
     draws = curves if isinstance(curves, Draws) else Draws.from_cells(curves)
     fall = draws.soh[:, -1] < .995
+    if not fall.any(): raise ValueError(f"none of the {len(draws)} curves falls by half a percent: there is nothing to learn")
+    wrong = {k: np.shape(v) for k, v in (cond or {}).items() if np.ndim(v) != 2 or len(v) != len(draws)}
+    if wrong: raise ValueError(f"blocks of cond must have the shape ({len(draws)}, size), got {wrong}")
     cut = levels_below(draws.take(fall), per, seed)
     x, level = encode(cut)
     blocks = {k: np.repeat(np.asarray(v, float)[fall], per, 0) for k, v in (cond or {}).items()}

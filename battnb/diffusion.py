@@ -111,7 +111,7 @@ def dpm(denoise:Denoise, x:torch.Tensor, abar:torch.Tensor, steps:int, gen:torch
 
 SAMPLERS = dict(ancestral=ancestral, ddim=ddim, dpm=dpm)
 
-# %% ../nbs/39_diffusion.ipynb #a3c77756
+# %% ../nbs/39_diffusion.ipynb #d80351e3
 def guided(
     conditional:Denoise, # with the condition
     free:Denoise, # with the condition hidden
@@ -129,8 +129,9 @@ def draw(
     sampler:str='dpm', # one of `SAMPLERS`
     steps:int=20, # calls of the denoiser
     seed:int=0, # of all noise
+    start:torch.Tensor|None=None, # the noise to begin with; None draws it
 )->torch.Tensor: # shape
     "Samples from noise. Raises `ValueError` unless the sampler is known."
     if sampler not in SAMPLERS: raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}")
-    x = torch.randn(shape, generator=torch_stream(seed, 'start'))
+    x = torch.randn(shape, generator=torch_stream(seed, 'start')) if start is None else start
     with torch.inference_mode(): return SAMPLERS[sampler](denoise, x, abar, steps, torch_stream(seed, 'walk'))
