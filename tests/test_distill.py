@@ -274,3 +274,25 @@ def test_killed_run_continues_to_the_same_student(tmp_path):
     resumed, whole = small(1), small(1)
     run(resumed, tmp_path); run(whole, None)
     assert same(resumed, whole)
+
+# ---------------------------------------------------------------- sweeps on several processes
+def sweep_job(recipe, seed, folder):
+    import torch; torch.set_num_threads(1)
+    model = small(seed); distill(model, small(9), TRAIN, VALID, Recipe(**recipe), steps=12, every=6, seed=seed, cache=f'{folder}/teachers', ckpt=folder)
+    return recipe, seed, cell_mae(model, VALID), os.getpid()
+
+def test_a_sweep_on_two_dask_workers_equals_one_process(tmp_path):
+    "The loop of the studies: joblib's Parallel, here and through dask; teacher's answers and checkpoints are shared on disk."
+    cloudpickle, distributed = pytest.importorskip('cloudpickle'), pytest.importorskip('distributed')
+    from joblib import Parallel, delayed, parallel_config
+    tasks = [(r, s) for r in (dict(truth=1.), dict(truth=.5, response=.5)) for s in range(4)]
+    here = [sweep_job(*t, str(tmp_path/'one')) for t in tasks]
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])                # the workers cannot import a test file
+    try:
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster), parallel_config(backend='dask'):
+            there = Parallel()(delayed(sweep_job)(*t, str(tmp_path/'two')) for t in tasks)
+    finally: cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert len({pid for *_, pid in there}) == 2 and os.getpid() not in {pid for *_, pid in there}
+    assert [t[:2] for t in there] == [t[:2] for t in here]
+    np.testing.assert_allclose([t[2] for t in there], [t[2] for t in here], rtol=1e-5)
+    assert len(list((tmp_path/'two'/'teachers').glob('*.npy'))) == 1 and not list((tmp_path/'two').rglob('.*'))   # one file of answers, nothing half-written
