@@ -454,7 +454,7 @@ def _cadence(cycle:np.ndarray)->str: # what one row is, judged by the steps betw
     usual = np.median(step) if len(step) else 1
     return 'per_cycle' if usual == 1 else f'every_{usual:g}' if (step == usual).mean() > .8 else f'check-ups about every {usual:g} cycles'
 
-# %% ../nbs/10_data.ipynb #4545f973
+# %% ../nbs/10_data.ipynb #e7d47e6f
 def read_cycles(
     source:Source, # CSV or Parquet, long or wide: a path, '-' for standard input, bytes or an open file
     nominal_ah:float|dict[str, float]|None=None, # nominal capacity in Ah, for all cells or by cell; None: as the file says, if it does
@@ -484,6 +484,7 @@ def read_cycles(
     if not len(df): _refuse([p for p in notes if p['severity'] == 'error'], name)
     return _assemble(df, name, nominal, ref, measured, notes + [p for p in found if p['severity'] == 'note'])
 
+# %% ../nbs/10_data.ipynb #8ac485f0
 def _assemble(df:pd.DataFrame, name:str, nominal:pd.Series, ref:pd.Series, measured:bool, notes:list[dict])->Cells:
     cycles = validate(df[['cell_id', 'cycle', 'cap_ah', 'soh', *(c for c in OPTIONAL if c in df)]])
     by = cycles.groupby('cell_id', sort=False)

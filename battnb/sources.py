@@ -196,7 +196,7 @@ def _tar_members(t:tarfile.TarFile)->Iterator[tuple[str, int, object]]:
         if info.isreg(): yield info.name, info.size, lambda info=info: t.extractfile(info)
         else: _safe_name(info.name)
 
-# %% ../nbs/02_sources.ipynb #ff931863
+# %% ../nbs/02_sources.ipynb #d87d7737
 @dataclass(frozen=True)
 class Limits:
     "What an archive may unpack to."
@@ -204,6 +204,7 @@ class Limits:
     ratio:float=200. # unpacked over packed size, beyond the first 10 MB
     members:int=100_000 # files
 
+# %% ../nbs/02_sources.ipynb #244ae3a6
 def _judged(members:Iterable, packed:int, limits:Limits)->list[tuple[PurePosixPath, object]]: # all names and announced sizes, before anything is written
     out, seen, total = [], set(), 0
     for name, size, opener in members:

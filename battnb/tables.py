@@ -132,7 +132,7 @@ def role_of(
         if found and (fits or i == 0): role, rank, unit = found, order, fits or m[2].strip() or None; break
     return ('soh', '%', rank) if role == 'cap_ah' and unit == '%' else (role, unit, rank)
 
-# %% ../nbs/03_tables.ipynb #4bbbd8c2
+# %% ../nbs/03_tables.ipynb #e914c462
 SEPARATORS = {',': 'comma', ';': 'semicolon', '\t': 'tab', '|': 'bar', ' ': 'white space'}
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class Layout:
 
 def _count(n:int, what:str)->str: return f'{n:,} {what}{"" if n == 1 else "s"}'
 
+# %% ../nbs/03_tables.ipynb #2ab00212
 def _fields(lines:list[str], sep:str)->list[list[str]]:
     if sep == ' ': return [line.split() for line in lines]
     return [[f.strip() for f in row] for row in csv.reader(lines, delimiter=sep, skipinitialspace=True)]
@@ -186,7 +187,7 @@ def number_format(
     point = any('.' in f for f in text)
     return (',', None) if comma and not point else ('.', None)
 
-# %% ../nbs/03_tables.ipynb #9f4199e0
+# %% ../nbs/03_tables.ipynb #a2d7b2be
 NA = ['', '-', '--', 'NA', 'N/A', 'n/a', '#N/A', 'nan', 'NaN', 'NAN', 'null', 'NULL', 'None', '#DIV/0!', '#VALUE!', '1.#QNAN', '-1.#IND']
 MAX_COLUMNS = 20_000
 
@@ -215,6 +216,7 @@ def _unit_line(names:list[str], row:list[str])->dict[str, str]: # units that sta
     found = {n: _unit(f.strip('()[] '), role_of(n)[0]) for n, f in zip(names, row) if f}
     return {n: u for n, u in found.items() if u} if found and all(u or f in ('-', '') for u, f in zip(found.values(), row)) else {}
 
+# %% ../nbs/03_tables.ipynb #10d91a56
 def _parse(text:str, layout:Layout, skip:int, name:str)->pd.DataFrame:
     names = layout.names
     if len(set(names)) < len(names): raise InputError(f'{name} has two columns of one name: {", ".join(sorted({n for n in names if names.count(n) > 1})[:5])}')
@@ -296,7 +298,7 @@ def _sheet_text(data:bytes, kind:str, name:str, notes:list[str])->bytes|None: # 
     if len(rows) > 1: notes.append(f'read sheet {best!r} of {", ".join(map(repr, list(rows)[:8]))}')
     return '\n'.join('\t'.join(r) for r in rows[best] if any(r)).encode() or b' '
 
-# %% ../nbs/03_tables.ipynb #8f2b6cc2
+# %% ../nbs/03_tables.ipynb #1dc7eb4c
 @dataclass(frozen=True)
 class Table:
     "What a file of cycles holds, before anything is decided about its meaning."
@@ -327,6 +329,7 @@ def _is_cycle(text:str)->bool: return re.fullmatch(r'\s*(cycle|cyc|c|n)?[ _]?\d+
 
 def _is_number(text:str)->bool: return re.fullmatch(r'\s*[-+]?\d+([.,]\d+)?\s*', str(text)) is not None
 
+# %% ../nbs/03_tables.ipynb #9d403a86
 def _unpivot(df:pd.DataFrame, columns:dict[str, str], units:dict, notes:list[str])->pd.DataFrame: # long frame from a wide one, or the same
     if 'cap_ah' in columns or 'soh' in columns: return df
     if 'cell_id' in columns and sum(_is_cycle(c) for c in df) >= 3:
