@@ -18,7 +18,18 @@
 typedef char liquid_shift_must_floor[((-3) >> 1) == -2 ? 1 : -1];
 
 typedef struct { int32_t bias, mul; } liquid_row; /* of a dense layer */
-typedef struct { const int8_t *w; const liquid_row *row; int rows, cols; } liquid_layer; /* sizes in multiples of four */
+typedef struct { int32_t bias, gain; } liquid_scale; /* of a normalised value */
+typedef struct {
+    const int8_t *w;
+    const liquid_row *row;
+    int rows, cols; /* in multiples of four */
+#ifdef LIQUID_NET
+    const liquid_scale *norm; /* 0: not normalised */
+    uint64_t eps;
+    int n, bend; /* true rows; is the rectifier a hyperbolic tangent? */
+#endif
+} liquid_layer;
+typedef struct { int32_t push, decay; } liquid_pull; /* of an explicit step */
 typedef struct { int32_t bias, mul; uint16_t leak, pull; } liquid_unit; /* fused: leak holds 1 + dt/tau; pull holds A + 2^15 */
 
 #define LIQUID_TABLES
@@ -47,11 +58,21 @@ LIQUID_INLINE int32_t sat16(int32_t a)
 #endif
 }
 
-#if LIQUID_LAYERS
+#if LIQUID_LAYERS && !defined(LIQUID_NET)
 LIQUID_INLINE int16_t rectify(int32_t a)
 {
     const int32_t y = sat16(a);
     return (int16_t)(y < 0 ? (y * LIQUID_SLOPE + 16384) >> 15 : y);
+}
+#endif
+
+#ifdef LIQUID_TANH
+/* hyperbolic tangent at 2^-15: linear interpolation in 512 intervals over the whole range of z */
+LIQUID_INLINE int32_t bend(int32_t z)
+{
+    const int16_t *t = liquid_tanh + 256 + (z >> 7);
+    const int32_t p = t[0];
+    return p + (((t[1] - p) * (z & 127) + 64) >> 7);
 }
 #endif
 
@@ -147,6 +168,27 @@ LIQUID_INLINE uint32_t gate(int32_t z)
     return p + (((q - p) * ((uint32_t)z & 255u) + 128u) >> 8);
 }
 
+#if LIQUID_WIDE
+#define LIQUID_DOT dot4_wide
+#else
+#define LIQUID_DOT dot4
+#endif
+
+/* what one step reads: LIQUID_PATCH values, four rows of weights at a time */
+LIQUID_INLINE liquid_four read4(liquid_four acc, const int16_t *w, const int16_t *diff)
+{
+    int j;
+    for (j = 0; j < LIQUID_PATCH; j++, w += 4) {
+        const int32_t x = diff[j];
+        acc.a += w[0] * x;
+        acc.b += w[1] * x;
+        acc.c += w[2] * x;
+        acc.d += w[3] * x;
+    }
+    return acc;
+}
+
+#if LIQUID_CELL != LIQUID_CFC
 /* the next state of one unit */
 LIQUID_INLINE int16_t advance(int32_t acc, const liquid_unit *unit, int32_t s)
 {
@@ -162,31 +204,68 @@ LIQUID_INLINE int16_t advance(int32_t acc, const liquid_unit *unit, int32_t s)
 #endif
 }
 
-static void cell_step(const int16_t *diff, const int16_t *now, int16_t *next)
+static void cell_step(liquid_work *work, const int16_t *diff, const int16_t *now, int16_t *next)
 {
-    int i, j;
+    int i;
+    (void)work;
     for (i = 0; i < LIQUID_UP4(LIQUID_UNITS); i += 4) {
         const liquid_unit *unit = liquid_units + i;
         liquid_four acc = {unit[0].bias, unit[1].bias, unit[2].bias, unit[3].bias};
-        for (j = 0; j < LIQUID_PATCH; j++) {
-            const int16_t *w = liquid_cell_in + i * LIQUID_PATCH + 4 * j;
-            const int32_t x = diff[j];
-            acc.a += w[0] * x;
-            acc.b += w[1] * x;
-            acc.c += w[2] * x;
-            acc.d += w[3] * x;
-        }
-#if LIQUID_WIDE
-        acc = dot4_wide(acc, liquid_cell_w + i * LIQUID_UP4(LIQUID_UNITS), now, LIQUID_UP4(LIQUID_UNITS) / 4);
-#else
-        acc = dot4(acc, liquid_cell_w + i * LIQUID_UP4(LIQUID_UNITS), now, LIQUID_UP4(LIQUID_UNITS) / 4);
-#endif
+        acc = read4(acc, liquid_cell_in + i * LIQUID_PATCH, diff);
+        acc = LIQUID_DOT(acc, liquid_cell_w + i * LIQUID_UP4(LIQUID_UNITS), now, LIQUID_UP4(LIQUID_UNITS) / 4);
         next[i] = advance(acc.a, unit, now[i]);
         next[i + 1] = advance(acc.b, unit + 1, now[i + 1]);
         next[i + 2] = advance(acc.c, unit + 2, now[i + 2]);
         next[i + 3] = advance(acc.d, unit + 3, now[i + 3]);
     }
 }
+#else
+LIQUID_INLINE int32_t at12(int32_t acc, const liquid_row *row) { return sat16(rescale(acc, row->mul)); }
+
+/* from one target to the other, as far as the gate is open */
+LIQUID_INLINE int16_t move(int32_t p, int32_t r, int32_t g)
+{
+#if LIQUID_GATED
+    return (int16_t)(p + (((r - p) * g + 16384) >> 15));
+#else
+    return (int16_t)sat16((p + ((r * g + 16384) >> 15) + 1) >> 1);
+#endif
+}
+
+LIQUID_INLINE liquid_four heads4(const liquid_work *work, int rows)
+{
+    const liquid_row *row = liquid_outer + rows;
+    const liquid_four acc = {row[0].bias, row[1].bias, row[2].bias, row[3].bias};
+    liquid_four y = LIQUID_DOT(acc, liquid_outer_w + rows * LIQUID_UP4(LIQUID_BACKBONE), work->inner, LIQUID_UP4(LIQUID_BACKBONE) / 4);
+    y.a = at12(y.a, row);
+    y.b = at12(y.b, row + 1);
+    y.c = at12(y.c, row + 2);
+    y.d = at12(y.d, row + 3);
+    return y;
+}
+
+static void cell_step(liquid_work *work, const int16_t *diff, const int16_t *now, int16_t *next)
+{
+    int i;
+    for (i = 0; i < LIQUID_UP4(LIQUID_BACKBONE); i += 4) {
+        const liquid_row *row = liquid_inner + i;
+        liquid_four acc = {row[0].bias, row[1].bias, row[2].bias, row[3].bias};
+        acc = read4(acc, liquid_inner_in + i * LIQUID_PATCH, diff);
+        acc = LIQUID_DOT(acc, liquid_inner_w + i * LIQUID_UP4(LIQUID_UNITS), now, LIQUID_UP4(LIQUID_UNITS) / 4);
+        work->inner[i] = (int16_t)bend(at12(acc.a, row));
+        work->inner[i + 1] = (int16_t)bend(at12(acc.b, row + 1));
+        work->inner[i + 2] = (int16_t)bend(at12(acc.c, row + 2));
+        work->inner[i + 3] = (int16_t)bend(at12(acc.d, row + 3));
+    }
+    for (i = 0; i < LIQUID_UP4(LIQUID_UNITS); i += 4) { /* four units: p, r and g of each */
+        const liquid_four p = heads4(work, 3 * i), r = heads4(work, 3 * i + 4), g = heads4(work, 3 * i + 8);
+        next[i] = move(bend(p.a), bend(r.a), (int32_t)gate(g.a));
+        next[i + 1] = move(bend(p.b), bend(r.b), (int32_t)gate(g.b));
+        next[i + 2] = move(bend(p.c), bend(r.c), (int32_t)gate(g.c));
+        next[i + 3] = move(bend(p.d), bend(r.d), (int32_t)gate(g.d));
+    }
+}
+#endif
 
 void liquid_reset(liquid_work *work)
 {
@@ -197,7 +276,7 @@ void liquid_reset(liquid_work *work)
 void liquid_step(liquid_work *work, const int16_t *diff)
 {
     int i;
-    cell_step(diff, work->state[0], work->state[1]);
+    cell_step(work, diff, work->state[0], work->state[1]);
     for (i = 0; i < LIQUID_UP4(LIQUID_UNITS); i++) work->state[0][i] = work->state[1][i];
 }
 #endif
@@ -214,7 +293,71 @@ LIQUID_INLINE liquid_four dense4(liquid_four y, const int8_t *w, const liquid_ro
     return y;
 }
 
-#if LIQUID_LAYERS
+#if defined(LIQUID_NET) || defined(LIQUID_LOOK_EPS)
+static uint32_t root(uint64_t x) /* floor of the square root, below 2^62 */
+{
+    uint64_t r = 0, bit = UINT64_C(1) << 60;
+    while (bit > x) bit >>= 2;
+    for (; bit != 0; bit >>= 2) {
+        if (x >= r + bit) {
+            x -= r + bit;
+            r = (r >> 1) + bit;
+        } else {
+            r >>= 1;
+        }
+    }
+    return (uint32_t)r;
+}
+
+/* 2^47 over the root of a sum of squares */
+static int32_t reciprocal(uint64_t squares)
+{
+    uint32_t deviation = root(squares);
+    int shift = 0;
+    if (deviation < 131072u) deviation = 131072u;
+    while (deviation >> shift > 65535u) shift++;
+    return (int32_t)((0xFFFFFFFFu / (deviation >> shift)) << (15 - shift));
+}
+#endif
+
+#ifdef LIQUID_NET
+LIQUID_INLINE int32_t activate(const liquid_layer *layer, int32_t y)
+{
+    return layer->bend != 0 ? bend(sat16(y)) : sat16(y < 0 ? 0 : y);
+}
+
+/* layer normalisation in place: distances from the mean over the root of their squares, then gain and bias */
+static void normalise(const liquid_layer *layer, int16_t *y)
+{
+    const int32_t n = layer->n, c = 512 / n;
+    int32_t sum = 0, i, mul;
+    uint64_t squares = layer->eps;
+    for (i = 0; i < n; i++) sum += y[i];
+    for (i = 0; i < n; i++) {
+        const int32_t d = c * (n * y[i] - sum);
+        squares += (uint64_t)((int64_t)d * d);
+    }
+    mul = reciprocal(squares);
+    for (i = 0; i < n; i++) {
+        const int32_t z = rescale(c * (n * y[i] - sum), mul);
+        y[i] = (int16_t)activate(layer, (z * layer->norm[i].gain + layer->norm[i].bias) >> 15);
+    }
+}
+
+static void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
+{
+    int i;
+    for (i = 0; i < layer->rows; i += 4) {
+        liquid_four y = {0, 0, 0, 0};
+        y = dense4(y, layer->w + i * layer->cols, layer->row + i, x, layer->cols / 4);
+        next[i] = (int16_t)(layer->norm != 0 ? sat16(y.a) : activate(layer, y.a));
+        next[i + 1] = (int16_t)(layer->norm != 0 ? sat16(y.b) : activate(layer, y.b));
+        next[i + 2] = (int16_t)(layer->norm != 0 ? sat16(y.c) : activate(layer, y.c));
+        next[i + 3] = (int16_t)(layer->norm != 0 ? sat16(y.d) : activate(layer, y.d));
+    }
+    if (layer->norm != 0) normalise(layer, next);
+}
+#elif LIQUID_LAYERS
 /* a hidden layer and its (leaky) rectifier */
 static void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
 {
@@ -230,55 +373,210 @@ static void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
 }
 #endif
 
-static int32_t reference(const int16_t *ctx)
+#ifdef LIQUID_BLOCK
+LIQUID_INLINE int16_t explicit_step(int32_t acc, const liquid_row *row, int32_t s, const liquid_pull *pull)
+{
+    const int32_t th = bend(sat16(rescale(acc, row->mul)));
+    return (int16_t)sat16(s + ((pull->push * th - pull->decay * s + 16384) >> 15));
+}
+
+/* explicit steps of a small differential equation, in place; `other` is scratch */
+static void block(liquid_work *work, int16_t *s, int16_t *other)
+{
+    const liquid_four zero = {0, 0, 0, 0};
+    const int16_t mean = (int16_t)sat16(dense4(zero, liquid_mean_w, liquid_mean, work->diff, LIQUID_UP4(LIQUID_CTX) / 4).a);
+    int16_t *now = s, *next = other, *swap;
+    int i, k;
+    for (i = 0; i < LIQUID_UP4(LIQUID_BLOCK); i++) {
+        s[i] = (int16_t)((s[i] + LIQUID_BLOCK_HALF) >> LIQUID_BLOCK_SHIFT);
+        work->start[i] = s[i];
+    }
+    for (k = 0; k < LIQUID_STEPS; k++) {
+        for (i = 0; i < LIQUID_UP4(LIQUID_BLOCK); i += 4) {
+            const liquid_row *row = liquid_block + i;
+            const int16_t *w = liquid_block_in + i;
+            liquid_four acc = {row[0].bias + w[0] * mean, row[1].bias + w[1] * mean, row[2].bias + w[2] * mean, row[3].bias + w[3] * mean};
+            acc = dot4(acc, liquid_block_w + i * LIQUID_UP4(LIQUID_BLOCK), now, LIQUID_UP4(LIQUID_BLOCK) / 4);
+            next[i] = explicit_step(acc.a, row, now[i], liquid_pulls + i);
+            next[i + 1] = explicit_step(acc.b, row + 1, now[i + 1], liquid_pulls + i + 1);
+            next[i + 2] = explicit_step(acc.c, row + 2, now[i + 2], liquid_pulls + i + 2);
+            next[i + 3] = explicit_step(acc.d, row + 3, now[i + 3], liquid_pulls + i + 3);
+        }
+        swap = now;
+        now = next;
+        next = swap;
+    }
+    for (i = 0; i < LIQUID_UP4(LIQUID_BLOCK); i++) s[i] = (int16_t)sat16(now[i] + ((LIQUID_AGAIN * work->start[i] + 8192) >> 14));
+}
+#endif
+
+LIQUID_INLINE int32_t reference(int16_t last)
 {
 #if LIQUID_REF_LAST
-    return ctx[LIQUID_CTX - 1];
+    return last;
 #else
-    (void)ctx;
+    (void)last;
     return 16384;
 #endif
 }
 
-void liquid_forecast(liquid_work *work, const int16_t *ctx, int16_t *soh)
+/* the context relative to its reference; `first` is where the oldest value lies in a ring */
+static void relate(liquid_work *work, const int16_t *ctx, int first, int32_t ref)
 {
-    const int32_t ref = reference(ctx), level = (ref + 1) >> 1;
-#if LIQUID_UNITS
-    const int16_t *feature;
-#endif
     int i;
     for (i = 0; i < LIQUID_CTX; i++) {
-        const int32_t d = ctx[i] - ref;
+        const int32_t d = ctx[first] - ref;
         work->diff[i] = (int16_t)(d < -LIQUID_CLIP ? -LIQUID_CLIP : d > LIQUID_CLIP ? LIQUID_CLIP : d);
+        if (++first == LIQUID_CTX) first = 0;
     }
-    for (; i < LIQUID_UP4(LIQUID_CTX); i++) work->diff[i] = 0;
+    for (; i < LIQUID_UP4(LIQUID_IN); i++) work->diff[i] = 0;
+}
+
+#if LIQUID_UNITS
+/* differences to features */
+static const int16_t *features(liquid_work *work)
+{
 #if LIQUID_CELL
-    {
-        const int16_t *u;
-        int16_t *now = work->state[0], *next = work->state[1], *swap;
-        liquid_reset(work);
-        for (u = work->diff; u < work->diff + LIQUID_CTX; u += LIQUID_PATCH) {
-            cell_step(u, now, next);
-            swap = now;
-            now = next;
-            next = swap;
-        }
-        feature = now;
+    const int16_t *u;
+    int16_t *now = work->state[0], *next = work->state[1], *swap;
+    liquid_reset(work);
+    for (u = work->diff; u < work->diff + LIQUID_CTX; u += LIQUID_PATCH) {
+        cell_step(work, u, now, next);
+        swap = now;
+        now = next;
+        next = swap;
     }
-#elif LIQUID_LAYERS
-    feature = work->diff;
+    return now;
+#else
+    const int16_t *x = work->diff;
+    int i;
     for (i = 0; i < LIQUID_LAYERS; i++) {
-        hidden(liquid_layers + i, feature, work->state[i % 2]);
-        feature = work->state[i % 2];
-    }
+        hidden(liquid_layers + i, x, work->state[i % 2]);
+#ifdef LIQUID_BLOCK
+        if (i + 1 == LIQUID_BLOCK_AT) block(work, work->state[i % 2], work->state[(i + 1) % 2]);
 #endif
+        x = work->state[i % 2];
+    }
+    return x;
+#endif
+}
+#endif
+
+#ifdef LIQUID_FITS
+/* coefficients of all continuations, and where each of them ends */
+static void continuations(liquid_work *work)
+{
+    const int32_t *a1 = work->coef + LIQUID_FITS, *a2 = a1 + LIQUID_SLOPES;
+    int i;
+    for (i = 0; i < LIQUID_UP4(LIQUID_ROWS); i += 4) {
+        liquid_four y = {0, 0, 0, 0};
+        y = dense4(y, liquid_fits_w + i * LIQUID_UP4(LIQUID_CTX), liquid_fits + i, work->diff, LIQUID_UP4(LIQUID_CTX) / 4);
+        work->coef[i] = y.a;
+        work->coef[i + 1] = y.b;
+        work->coef[i + 2] = y.c;
+        work->coef[i + 3] = y.d;
+    }
+    for (i = 0; i < LIQUID_FITS; i++) {
+        int32_t end = work->coef[i];
+        if (i >= LIQUID_FITS - LIQUID_SLOPES) end += a1[i - (LIQUID_FITS - LIQUID_SLOPES)];
+        if (i >= LIQUID_FITS - LIQUID_CURVES) end += a2[i - (LIQUID_FITS - LIQUID_CURVES)];
+        work->diff[LIQUID_CTX + i] = (int16_t)sat16((end + (1 << (LIQUID_COEF_BITS - 15))) >> (LIQUID_COEF_BITS - 14));
+    }
+}
+
+#ifdef LIQUID_LOOK_EPS
+/* context and ends in units of the context's own deviation, at 2^-9 */
+static void standardise(int16_t *x)
+{
+    const int32_t c = 512 / LIQUID_CTX;
+    int32_t sum = 0, i, mul;
+    uint64_t squares = LIQUID_LOOK_EPS;
+    for (i = 0; i < LIQUID_CTX; i++) sum += x[i];
+    for (i = 0; i < LIQUID_CTX; i++) {
+        const int32_t d = c * (LIQUID_CTX * x[i] - sum);
+        squares += (uint64_t)((int64_t)d * d);
+    }
+    mul = reciprocal(squares);
+    for (i = 0; i < LIQUID_IN; i++) x[i] = (int16_t)sat16(rescale(rescale(c * (LIQUID_CTX * x[i] - sum), mul), LIQUID_LOOK_MUL));
+}
+#endif
+
+/* e^-d in units of 2^-15, d >= 0 at 2^-10 */
+LIQUID_INLINE uint32_t decay(uint32_t d)
+{
+    const uint32_t at = d > 8191u ? 8191u : d, p = liquid_exp[at >> 5];
+    return p - (((p - liquid_exp[(at >> 5) + 1u]) * (at & 31u) + 16u) >> 5);
+}
+
+LIQUID_INLINE int32_t weighed(const uint32_t *share, const int32_t *a, int n)
+{
+    int64_t sum = 16384;
+    int k;
+    for (k = 0; k < n; k++) sum += (int64_t)(int32_t)share[k] * a[k];
+    return (int32_t)(sum >> 15);
+}
+
+/* one step of the forecast, at 2^-13 relative to the reference */
+static int32_t mixture(const liquid_work *work, int h)
+{
+    const int corner = liquid_at[h] >> 12;
+    const int16_t *low = work->logit + corner * LIQUID_FITS, *high = corner + 1 < LIQUID_KNOTS ? low + LIQUID_FITS : low;
+    const int32_t part = liquid_at[h] & 4095, theta = liquid_theta[h];
+    const int32_t *a1 = work->coef + LIQUID_FITS, *a2 = a1 + LIQUID_SLOPES;
+    int32_t logit[LIQUID_FITS], most = -32768, k;
+    uint32_t share[LIQUID_FITS], sum = 0, one;
+    int64_t y;
+    for (k = 0; k < LIQUID_FITS; k++) {
+        logit[k] = low[k] + (((high[k] - low[k]) * part + 2048) >> 12);
+        if (logit[k] > most) most = logit[k];
+    }
+    for (k = 0; k < LIQUID_FITS; k++) {
+        share[k] = decay((uint32_t)(most - logit[k]));
+        sum += share[k];
+    }
+    one = 0x80000000u / sum;
+    for (k = 0; k < LIQUID_FITS; k++) share[k] = (share[k] * one + 32768u) >> 16;
+    y = (int64_t)weighed(share, work->coef, LIQUID_FITS) * 32768;
+    y += (int64_t)weighed(share + (LIQUID_FITS - LIQUID_SLOPES), a1, LIQUID_SLOPES) * theta;
+    y += (int64_t)weighed(share + (LIQUID_FITS - LIQUID_CURVES), a2, LIQUID_CURVES) * ((theta * theta + 16384) >> 15);
+    return (int32_t)((y + (1 << (LIQUID_COEF_BITS + 1))) >> (LIQUID_COEF_BITS + 2));
+}
+
+static void forecast(liquid_work *work, int32_t ref, int16_t *soh)
+{
+    const int32_t level = (ref + 1) >> 1;
+    const int16_t *feature;
+    int i;
+    continuations(work);
+#ifdef LIQUID_LOOK_EPS
+    standardise(work->diff);
+#endif
+    feature = features(work);
+    for (i = 0; i < LIQUID_UP4(LIQUID_FITS * LIQUID_KNOTS); i += 4) {
+        liquid_four y = {0, 0, 0, 0};
+        y = dense4(y, liquid_head_w + i * LIQUID_UP4(LIQUID_UNITS), liquid_head + i, feature, LIQUID_UP4(LIQUID_UNITS) / 4);
+        work->logit[i] = (int16_t)sat16(y.a);
+        work->logit[i + 1] = (int16_t)sat16(y.b);
+        work->logit[i + 2] = (int16_t)sat16(y.c);
+        work->logit[i + 3] = (int16_t)sat16(y.d);
+    }
+    for (i = 0; i < LIQUID_HOR; i++) soh[i] = (int16_t)sat16(level + mixture(work, i));
+}
+#else
+/* features and differences to the horizon */
+LIQUID_INLINE void outputs(const int16_t *diff, const int16_t *feature, int32_t ref, int16_t *soh)
+{
+    const int32_t level = (ref + 1) >> 1;
+    int i;
+    (void)diff;
+    (void)feature;
     for (i = 0; i < LIQUID_HOR; i += 4) {
         liquid_four y = {level, level, level, level};
 #if LIQUID_UNITS
         y = dense4(y, liquid_head_w + i * LIQUID_UP4(LIQUID_UNITS), liquid_head + i, feature, LIQUID_UP4(LIQUID_UNITS) / 4);
 #endif
 #ifdef LIQUID_SKIP
-        y = dense4(y, liquid_skip_w + i * LIQUID_UP4(LIQUID_CTX), liquid_skip + i, work->diff, LIQUID_UP4(LIQUID_CTX) / 4);
+        y = dense4(y, liquid_skip_w + i * LIQUID_UP4(LIQUID_CTX), liquid_skip + i, diff, LIQUID_UP4(LIQUID_CTX) / 4);
 #endif
         soh[i] = (int16_t)sat16(y.a);
         if (LIQUID_HOR % 4 == 0 || i + 1 < LIQUID_HOR) soh[i + 1] = (int16_t)sat16(y.b);
@@ -286,6 +584,53 @@ void liquid_forecast(liquid_work *work, const int16_t *ctx, int16_t *soh)
         if (LIQUID_HOR % 4 == 0 || i + 3 < LIQUID_HOR) soh[i + 3] = (int16_t)sat16(y.d);
     }
 }
+
+static void forecast(liquid_work *work, int32_t ref, int16_t *soh)
+{
+#if LIQUID_UNITS
+    outputs(work->diff, features(work), ref, soh);
+#else
+    outputs(work->diff, work->diff, ref, soh);
+#endif
+}
+#endif
+
+void liquid_forecast(liquid_work *work, const int16_t *ctx, int16_t *soh)
+{
+    const int32_t ref = reference(ctx[LIQUID_CTX - 1]);
+    relate(work, ctx, 0, ref);
+    forecast(work, ref, soh);
+}
+
+void liquid_forget(liquid_history *history)
+{
+    history->at = 0;
+    history->held = 0;
+}
+
+void liquid_push(liquid_history *history, int16_t soh)
+{
+    history->ring[history->at] = soh;
+    history->at = (uint16_t)(history->at + 1u < LIQUID_CTX ? history->at + 1u : 0u);
+    if (history->held < LIQUID_CTX) history->held++;
+}
+
+int liquid_next(liquid_work *work, const liquid_history *history, int16_t *soh)
+{
+    int32_t ref;
+    if (history->held < LIQUID_CTX) return 0;
+    ref = reference(history->ring[history->at > 0 ? history->at - 1 : LIQUID_CTX - 1]);
+    relate(work, history->ring, history->at, ref);
+    forecast(work, ref, soh);
+    return 1;
+}
+
+#if LIQUID_CELL && !defined(LIQUID_SKIP)
+void liquid_now(const liquid_work *work, int16_t reference_soh, int16_t *soh)
+{
+    outputs(work->diff, work->state[0], reference_soh, soh);
+}
+#endif
 
 uint16_t liquid_crossing(const int16_t *soh, int16_t level)
 {

@@ -21,19 +21,43 @@ extern "C" {
 
 /* scratch memory of one forecaster; its content needs no initialisation */
 typedef struct {
-    LIQUID_ALIGN4 int16_t diff[LIQUID_UP4(LIQUID_CTX)];        /* the context, relative to its reference */
+    LIQUID_ALIGN4 int16_t diff[LIQUID_UP4(LIQUID_IN)];         /* the context, relative to its reference; ends of continuations */
 #if LIQUID_UNITS
     LIQUID_ALIGN4 int16_t state[2][LIQUID_UP4(LIQUID_WIDEST)]; /* state or hidden layer: now and next, in turn */
 #endif
+#ifdef LIQUID_BACKBONE
+    LIQUID_ALIGN4 int16_t inner[LIQUID_UP4(LIQUID_BACKBONE)];  /* hidden layer of closed-form units */
+#endif
+#ifdef LIQUID_BLOCK
+    LIQUID_ALIGN4 int16_t start[LIQUID_UP4(LIQUID_BLOCK)];     /* where the explicit steps began */
+#endif
+#ifdef LIQUID_FITS
+    int32_t coef[LIQUID_UP4(LIQUID_ROWS)];                     /* coefficients of the continuations */
+    int16_t logit[LIQUID_UP4(LIQUID_FITS * LIQUID_KNOTS)];             /* what the network says of each, corner by corner */
+#endif
 } liquid_work;
+
+/* the last LIQUID_CTX values of a cell, one at a time, in constant memory */
+typedef struct {
+    int16_t ring[LIQUID_CTX]; /* SOH at 2^-14 */
+    uint16_t at, held;        /* where the next value goes; how many are held */
+} liquid_history;
 
 /* the last LIQUID_CTX values of SOH, oldest first -> the next LIQUID_HOR values */
 void liquid_forecast(liquid_work *work, const int16_t *ctx, int16_t *soh);
 
+/* streaming: one cycle at a time. liquid_next answers as liquid_forecast would for the values held; 0 while they are too few */
+void liquid_forget(liquid_history *history);
+void liquid_push(liquid_history *history, int16_t soh);
+int liquid_next(liquid_work *work, const liquid_history *history, int16_t *soh);
+
 #if LIQUID_CELL
-/* the same in pieces, one step at a time; diff holds LIQUID_PATCH values relative to the reference */
+/* recurrent students in pieces: diff holds LIQUID_PATCH values relative to a reference that the caller keeps */
 void liquid_reset(liquid_work *work);
 void liquid_step(liquid_work *work, const int16_t *diff);
+#ifndef LIQUID_SKIP
+void liquid_now(const liquid_work *work, int16_t reference, int16_t *soh); /* the forecast from the state as it is now */
+#endif
 #endif
 
 /* first step (1 = the next cycle) from which the forecast stays below a level at 2^-13; 0 if it never does */

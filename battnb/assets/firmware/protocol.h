@@ -3,6 +3,7 @@
 #define LIQUID_PROTOCOL_H
 
 #include "liquid.h"
+#include "storage.h"
 
 #define FADE_LINE 32 /* longest line, its end included */
 
@@ -10,18 +11,58 @@ typedef enum { FADE_WAIT, FADE_STORED, FADE_FORECAST, FADE_NOMINAL, FADE_RESET, 
 
 typedef struct {
     liquid_work work;
-    int16_t ctx[LIQUID_CTX]; /* SOH at 2^-14, oldest first */
+    liquid_history history;  /* SOH of the last cycles */
     int16_t soh[LIQUID_HOR]; /* the forecast, at 2^-13 */
-    uint16_t held;           /* values in ctx */
     uint32_t nominal_uah;    /* 0: lines are SOH; otherwise they are Ah */
+    fade_log log;            /* where history and nominal capacity are kept */
     char line[FADE_LINE];
     uint8_t length;          /* FADE_LINE: the line was too long */
 } fade_t;
 
-static void fade_clear(fade_t *f)
+/* begin the other page with all that counts; its header comes last */
+static int fade_turn(fade_t *f)
 {
-    f->held = 0;
+    fade_log *log = &f->log;
+    const uint32_t page = log->page == 0u ? log->flash->page : 0u, generation = log->generation + 1u;
+    uint32_t slot = 1, i, at = f->history.held == LIQUID_CTX ? f->history.at : 0u;
+    int failed = log->flash->erase(log->flash->device, page);
+    if (f->nominal_uah != 0u) failed |= fade_write(log, page, slot++, generation, FADE_UNIT, f->nominal_uah);
+    for (i = 0; i < f->history.held; i++) {
+        failed |= fade_write(log, page, slot++, generation, FADE_SOH, (uint16_t)f->history.ring[at]);
+        at = at + 1u < LIQUID_CTX ? at + 1u : 0u;
+    }
+    if (failed == 0) failed = fade_write(log, page, 0, generation, FADE_HEADER, generation);
+    if (failed != 0) {
+        log->lost++;
+        return 1;
+    }
+    log->page = page;
+    log->generation = generation;
+    log->slot = slot;
+    return 0;
+}
+
+/* keep a change that has been made in memory */
+static void fade_keep(fade_t *f, uint32_t kind, uint32_t value)
+{
+    if (fade_append(&f->log, kind, value) == 1) (void)fade_turn(f);
+}
+
+/* begin with what the flash holds; pass 0 to keep nothing. Two pages must each hold LIQUID_CTX + 3 records of 12 bytes. */
+static void fade_begin(fade_t *f, const fade_flash *flash)
+{
+    fade_record r;
+    uint32_t slot;
+    liquid_forget(&f->history);
+    f->nominal_uah = 0;
     f->length = 0;
+    if (fade_open(&f->log, flash) == 0) return;
+    for (slot = 1; slot < f->log.slot; slot++) {
+        if (fade_read(&f->log, f->log.page, slot, f->log.generation, &r) != 1) continue; /* a power cut left this one unfinished */
+        if (r.kind == FADE_SOH) liquid_push(&f->history, (int16_t)r.value);
+        if (r.kind == FADE_CLEAR || r.kind == FADE_UNIT) liquid_forget(&f->history);
+        if (r.kind == FADE_UNIT) f->nominal_uah = r.value;
+    }
 }
 
 /* "1.25" -> 1250000; digits beyond the sixth decimal are dropped; 0 on success */
@@ -47,16 +88,10 @@ static fade_event fade_push(fade_t *f, uint32_t micro)
 {
     const uint32_t one = f->nominal_uah != 0 ? f->nominal_uah : 1000000u;
     const uint64_t soh = (((uint64_t)micro << 14) + one / 2u) / one;
-    int i;
     if (soh == 0 || soh > 32767u) return FADE_BAD;
-    if (f->held == LIQUID_CTX) {
-        for (i = 1; i < LIQUID_CTX; i++) f->ctx[i - 1] = f->ctx[i];
-        f->held--;
-    }
-    f->ctx[f->held++] = (int16_t)soh;
-    if (f->held < LIQUID_CTX) return FADE_STORED;
-    liquid_forecast(&f->work, f->ctx, f->soh);
-    return FADE_FORECAST;
+    liquid_push(&f->history, (int16_t)soh);
+    fade_keep(f, FADE_SOH, (uint32_t)soh);
+    return liquid_next(&f->work, &f->history, f->soh) != 0 ? FADE_FORECAST : FADE_STORED;
 }
 
 /* does text begin with word? then what follows it, else 0 */
@@ -75,14 +110,16 @@ static fade_event fade_line(fade_t *f, const char *line)
     if (*line == 0) return FADE_WAIT;
     if (line[0] == '?' && line[1] == 0) return FADE_HELP;
     if ((rest = fade_after(line, "reset")) != 0 && *rest == 0) {
-        fade_clear(f);
+        liquid_forget(&f->history);
+        fade_keep(f, FADE_CLEAR, 0);
         return FADE_RESET;
     }
     if ((rest = fade_after(line, "test")) != 0 && *rest == 0) return FADE_TEST;
     if ((rest = fade_after(line, "nominal ")) != 0) {
         if (fade_micro(rest, &micro) != 0) return FADE_BAD;
         f->nominal_uah = micro;
-        fade_clear(f); /* what was stored had another unit */
+        liquid_forget(&f->history); /* what was stored had another unit */
+        fade_keep(f, FADE_UNIT, micro);
         return FADE_NOMINAL;
     }
     return fade_micro(line, &micro) != 0 ? FADE_BAD : fade_push(f, micro);

@@ -1,7 +1,9 @@
 // Battery forecast on a serial line, 115200 baud. One line a cycle: SOH as a fraction (0.9731), or Ah after "nominal 1.1".
 // Once enough cycles are held, every further one is answered with a forecast. "?" lists the commands.
+// History and nominal capacity are kept in flash and come back after a restart.
 #include "liquid.h"
 #include "protocol.h"
+#include "nano_flash.h"
 #include "vectors.h"
 
 static fade_t fade;
@@ -46,7 +48,7 @@ static void answer(fade_event event) {
     case FADE_WAIT: break;
     case FADE_STORED:
       Serial.print("held ");
-      Serial.print(fade.held);
+      Serial.print(fade.history.held);
       Serial.print(" of ");
       Serial.println(LIQUID_CTX);
       break;
@@ -72,7 +74,12 @@ static void answer(fade_event event) {
 
 void setup() {
   Serial.begin(115200);
-  fade_clear(&fade);
+  const fade_flash *flash = board_flash();
+  fade_begin(&fade, flash);
+  Serial.print(flash ? "restored " : "nothing is kept here; held ");
+  Serial.print(fade.history.held);
+  Serial.print(" of ");
+  Serial.println(LIQUID_CTX);
 }
 
 void loop() {
