@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CATHODES', 'BENCHES', 'GROUPS', 'released_life', 'nominal_life', 'change', 'curve_features', 'capacity_features',
-           'Part', 'Bench', 'canvas_of', 'make_part', 'rates', 'benchmark', 'imputed', 'life_error', 'crps_draws',
-           'baselines', 'Anchor', 'choose_features', 'EarlyLife', 'fit_early', 'draw_early', 'calibrate_early',
-           'score_lives']
+           'Part', 'Bench', 'canvas_of', 'make_part', 'rates', 'benchmark', 'made_up', 'imputed', 'life_error',
+           'crps_draws', 'baselines', 'Anchor', 'cross_fitted', 'choose_features', 'EarlyLife', 'fit_early',
+           'draw_early', 'calibrate_early', 'score_lives']
 
 # %% ../nbs/41_lives.ipynb #df7e5b43
 import math, re
@@ -121,7 +121,7 @@ def make_part(
     features = dict(curves=curve_features(dq, first), capacity=capacity_features(cells, upto), protocol=protocol.reset_index(drop=True))
     return Part(cells, dq, features, dict(nominal=nominal, released=released.astype(float)), dict(nominal=event, released=seen))
 
-# %% ../nbs/41_lives.ipynb #95562b6d
+# %% ../nbs/41_lives.ipynb #a75fa7e5
 CATHODES = ('LCO', 'LFP', 'NMC', 'NCA', 'NMC+LCO')
 
 def rates(
@@ -129,7 +129,7 @@ def rates(
     n:int=4, # how many
 )->list[float]: # the first n C-rates in the text; the last one repeated
     "C-rates named in a protocol. Raises `InputError` if there is none."
-    found = [float(x) for x in re.findall(r'([\d.]+)C(?![A-Za-z])', words)][:n] or re.findall(r'(?<=x)', words)
+    found = [float(x) for x in re.findall(r'(\d+(?:\.\d+)?|\.\d+)C(?![A-Za-z])', str(words))][:n]
     if not found: raise InputError(f"no C-rate in protocol {words!r}")
     return found + [found[-1]]*(n - len(found))
 
@@ -194,19 +194,36 @@ def benchmark(
     split = pd.concat([load(s).cells for s in sets]).set_index('cell_id').split
     return Bench(name, *(_mixed(z, list(split.index[split == f'diffbatt_{p}']), 100 if name == 'CRUH' else 20) for p in ('train', 'test')))
 
-# %% ../nbs/41_lives.ipynb #c7ee4f8f
+# %% ../nbs/41_lives.ipynb #05583791
+def made_up(
+    n:int, # cells
+    seed:int=0, # of everything
+)->Part:
+    "Cells that never existed: their curves change the faster, the shorter they live; some tests are stopped early."
+    gen = stream(seed, 'made up'); life, rows = np.exp(gen.normal(6.6, .45, n)), []
+    for j, L in enumerate(life):
+        k = np.arange(1, int(L*gen.uniform(1.01, 1.1)) if gen.random() > .15 else int(.7*L))
+        s = 1.02 - .22*(k/L)**gen.uniform(1.5, 4) + gen.normal(0, 5e-4, len(k))
+        rows.append(pd.DataFrame(dict(cell_id=f'm{j:02d}', cycle=k, cap_ah=1.1*s, soh=s)))
+    table = pd.DataFrame(dict(cell_id=[r.cell_id[0] for r in rows], dataset='made up', nominal_cap_ah=1.1, soh_ref='nominal', chemistry=np.where(life > 800, 'LFP', 'NMC')))
+    grow = (.006*(700/life)**1.3*np.exp(gen.normal(0, .12, n)))[:, None, None]*np.linspace(0, 1, 91)[:, None]
+    dq = np.concatenate([np.zeros((n, 9, 40)), -grow*np.sin(np.linspace(0, np.pi, 40))**2], 1) + gen.normal(0, 4e-4, (n, 100, 40))
+    return make_part(Cells(pd.concat(rows, ignore_index=True), table, 'made up', measured=False), dq, pd.DataFrame(dict(rate=gen.uniform(3, 6, n))))
+
+# %% ../nbs/41_lives.ipynb #ced71412
 def imputed(
     part:Part, # training cells
     convention:str='nominal', # or 'released'
     eol:float=.8, # threshold of the record's own column
 )->np.ndarray: # (n,) lives; observed ones unchanged
-    "Lives to learn from: stopped records are extended by the line through their last third."
+    "Lives to learn from: stopped records are extended by the line through their last third. The released convention has no stopped cells."
     life = part.life[convention].copy()
+    if convention == 'released': return life
     for j, i in enumerate(part.cells.ids):
         if part.event[convention][j]: continue
         k, s = part.cells.cycle(i).astype(float), trend(part.cells.soh(i)); third = slice(-max(3, len(k)//3), None)
         slope, level = np.polyfit(k[third], s[third], 1)
-        crosses = (eol*(s[0] if convention == 'released' else 1.) - level)/slope if slope < 0 else np.inf
+        crosses = (eol - level)/slope if slope < 0 else np.inf
         life[j] = np.clip(crosses, life[j], 4*life[j])
     return life
 
@@ -250,7 +267,7 @@ def baselines(
     out['PCR'] = np.exp(np.clip(pcr.fit(flat(train), y).predict(flat(test)), y.min() - 1, y.max() + 1))
     return out
 
-# %% ../nbs/41_lives.ipynb #b5a3b0d0
+# %% ../nbs/41_lives.ipynb #f05436c3
 class Anchor:
     "A Gaussian process for ln(life) on standardised features: linear part, smooth part, noise."
     def __init__(self, x:np.ndarray, y:np.ndarray): # (n, k) features; (n,) ln(life)
@@ -271,6 +288,17 @@ class Anchor:
     def __call__(self, x:np.ndarray)->tuple[np.ndarray, np.ndarray]: # (m, k) -> mean (m,) and sd (m,) of ln(life)
         return self.gp.predict(self.scaled(x), return_std=True)
 
+def cross_fitted(
+    x:np.ndarray, # (n, k) features
+    y:np.ndarray, # (n,) ln(life)
+    folds:int=6, # how many
+    seed:int=0, # of the folds
+)->tuple[np.ndarray, np.ndarray]: # mean (n,) and sd (n,) of ln(life), each from an anchor refitted without the cell's fold
+    "What anchors say about cells that neither their weights nor their kernel have seen."
+    fold, mean, sd = stream(seed, 'folds').permutation(len(y)) % folds, np.empty(len(y)), np.empty(len(y))
+    for f in range(folds): mean[fold == f], sd[fold == f] = Anchor(x[fold != f], y[fold != f])(x[fold == f])
+    return mean, sd
+
 GROUPS = (('curves',), ('capacity',), ('curves', 'capacity'), ('capacity', 'protocol'), ('curves', 'capacity', 'protocol'), ('protocol',))
 
 def choose_features(
@@ -280,14 +308,13 @@ def choose_features(
     seed:int=0, # of the folds
 )->pd.DataFrame: # one row a group: RMSE in cycles and in ln(life), best first
     "Which groups of features predict cells that the anchor has not seen; judged inside the training cells."
-    fold, rows = stream(seed, 'folds').permutation(len(train)) % folds, []
+    y, rows = np.log(life), []
     for groups in GROUPS:
-        x, y, p = train.table(groups), np.log(life), np.empty(len(life))
-        for f in range(folds): p[fold == f] = Anchor(x[fold != f], y[fold != f])(x[fold == f])[0]
+        p = cross_fitted(train.table(groups), y, folds, seed)[0]
         rows.append(dict(groups=groups, rmse=float(np.sqrt(np.mean((np.exp(p) - life)**2))), log_rmse=float(np.sqrt(np.mean((p - y)**2)))))
     return pd.DataFrame(rows).sort_values('rmse', ignore_index=True)
 
-# %% ../nbs/41_lives.ipynb #3224285f
+# %% ../nbs/41_lives.ipynb #fdcecc0a
 @dataclass
 class EarlyLife:
     "Life and curve from early cycles: an anchor and, for each seed, a DiffBatt for what the anchor leaves open."
@@ -297,7 +324,6 @@ class EarlyLife:
     convention:str           # of the life
     level:float              # where a curve ends, over its first point; the median of training
     stretch:float = 1.       # factor on the spread of drawn lives, from calibration
-    z_loo:np.ndarray|None = None # (n,) leave-one-out residuals in units of the anchor's doubt
 
 def _curves_to(part:Part, life:np.ndarray)->Draws: # records from their first point to the given life, or their end
     u, out, last = np.linspace(0, 1, GRID), [], []
@@ -320,7 +346,7 @@ def fit_early(
     anchored:bool=True, # False: DiffBatt has to find the life itself
     matrix:bool=True, # does it see the capacity matrix?
     seeds:Sequence[int]=tuple(range(10)), # one model each
-    steps:int=600, # of training
+    steps:int=300, # of training
     jitter:float=.3, # noise on the conditions, in standard deviations
     ckpt=None, # resumes from here
     **changes, # of `DiffBattCfg`
@@ -329,14 +355,14 @@ def fit_early(
     life = imputed(train, convention)
     groups = choose_features(train, life).groups[0] if groups is None else tuple(groups)
     anchor = Anchor(train.table(groups), np.log(life)) if anchored else None
-    x, level = encode(_curves_to(train, life)); z = None
-    if anchored: x[:, 0] = z = (np.log(life) - anchor.loo_mean)/anchor.loo_sd
+    x, level = encode(_curves_to(train, life))
+    if anchored: x[:, 0] = (np.log(life) - anchor.loo_mean)/anchor.loo_sd
     blocks = _blocks(train, groups, matrix)
     cfg = DiffBattCfg(**dict(cond=tuple((k, v.shape[-1]) for k, v in blocks.items()), width=48, depth=2, p_free=.2) | changes)
-    models, _ = train_diffbatt(cfg, x, blocks, steps=steps, seeds=seeds, batch_size=max(len(x), 64), jitter=jitter, ckpt=ckpt, ema=.99, weight_decay=1e-2)
-    return EarlyLife(anchor, models, groups, convention, float(np.median(level)), z_loo=z)
+    models, _ = train_diffbatt(cfg, x, blocks, steps=steps, seeds=seeds, batch_size=len(x), jitter=jitter, ckpt=ckpt, ema=.99, weight_decay=1e-2)
+    return EarlyLife(anchor, models, groups, convention, float(np.median(level)))
 
-# %% ../nbs/41_lives.ipynb #fad23328
+# %% ../nbs/41_lives.ipynb #1918ba55
 def draw_early(
     early:EarlyLife, # from `fit_early`
     part:Part, # cells to predict
@@ -357,19 +383,20 @@ def draw_early(
     middle = np.median(length, -1, keepdims=True)
     first = np.array([trend(part.cells.soh(i))[0] for i in part.cells.ids])
     level = np.clip(.8/first, .5, .98)[:, None, None] if early.convention == 'nominal' else early.level
-    return np.exp(middle + early.stretch*(length - middle)), level + (1 - level)*from_modes(x[..., 1:])
+    lives = np.exp(middle + early.stretch*(length - middle))
+    return np.minimum(lives, 2560) if early.convention == 'released' else lives, level + (1 - level)*from_modes(x[..., 1:])
 
-# %% ../nbs/41_lives.ipynb #c6baba6e
+# %% ../nbs/41_lives.ipynb #96178567
 def calibrate_early(
     early:EarlyLife, # with an anchor
     train:Part, # the cells it was fitted on
     level:float=.8, # of the interval
     seed:int=0,
 )->EarlyLife: # the same, with `stretch` set
-    "Stretch the drawn lives so that their central interval is as wide as the leave-one-out errors ask. Raises `ValueError` without an anchor."
-    if early.anchor is None: raise ValueError("calibration from leave-one-out errors needs an anchor, got None")
-    rank = math.ceil((len(early.z_loo) + 1)*level)
-    radius = np.sort(np.abs(early.z_loo))[min(rank, len(early.z_loo)) - 1]
+    "Stretch the drawn lives so that their central interval is as wide as cross-fitted errors ask. Raises `ValueError` without an anchor."
+    if early.anchor is None: raise ValueError("calibration from cross-fitted errors needs an anchor, got None")
+    y = np.log(imputed(train, early.convention)); mean, sd = cross_fitted(train.table(early.groups), y)
+    radius = np.sort(np.abs((y - mean)/sd))[min(math.ceil((len(y) + 1)*level), len(y)) - 1]
     matrix = any('q' in m.conditions.names for m in early.models)
     blocks = _blocks(train, early.groups, matrix)
     z = np.stack([m.generate(60, blocks, steps=15, seed=seed + 101*k)[..., 0].numpy() for k, m in enumerate(early.models)])
