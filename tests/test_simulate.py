@@ -1,5 +1,6 @@
 """The simulator beyond the page: all chemistries and protocols, files, symmetry, bad input, and PyBaMM where it is installed."""
 import subprocess, sys
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
@@ -263,6 +264,21 @@ def test_spread_zero_builds_one_design():
 
 
 # ---------------------------------------------------------------- somebody else's code
+def test_the_stored_run_of_pybamm_agrees():
+    "The study on PyBaMM stores its side: our side is computed here again, so that a change of the simulator is noticed without PyBaMM."
+    from battnb.core import load_results
+    results, story = load_results(Path(__file__).parents[1]/'results'/'pybamm.parquet')
+    area, ah = .065*1.58, 96485.33212/3600
+    neg, pos = area*8.52e-5*.75*33133*ah/5, area*7.56e-5*.665*63104*ah/5
+    i0_neg, i0_pos = 6.48e-7*1000**.5*33133/2*3*.75/5.86e-6*8.52e-5*area/5, 3.42e-6*1000**.5*63104/2*3*.665/5.22e-6*7.56e-5*area/5
+    theirs = results[results.model == 'PyBaMM']
+    assert len(theirs) == 20
+    for r in theirs.itertuples():
+        lli, lam_pos, lam_neg = story['params']['states'][r.cell_id]
+        e = Electrodes(np.array([MATERIALS.index('NMC')]), np.array([pos*(1 - lam_pos)]), np.array([neg*(1 - lam_neg)]), np.array([29866/33133*neg + 17038/63104*pos - lli]), 0., i0_pos/pos, i0_neg/neg, 5.22e-6**2/(15*4e-15)/3600, 5.86e-6**2/(15*3.3e-14)/3600)
+        ours = 5*float((e.neg*(solve_x(e, 4.2, 0.) - solve_x(e, 2.5, -float(r.metric[:-1]))))[0])
+        assert abs(ours/r.value - 1) < .006, (r.cell_id, r.metric, ours, r.value)
+
 @pytest.mark.parametrize('lli, lam_pos, lam_neg', [(0, 0, 0), (.5, 0, 0), (0, .12, 0), (.4, .05, .05)])
 def test_pybamm_gives_the_same_capacities(lli, lam_pos, lam_neg):
     "Needs PyBaMM, which is no dependency: in an environment of its own, `pip install pybamm` beside this package and run this file."
