@@ -18,7 +18,7 @@ from .data import Cells
 from .labels import crossing
 from .windows import Windows
 
-# %% ../nbs/42_synthesis.ipynb #1e5cdc38
+# %% ../nbs/42_synthesis.ipynb #02d98135
 @dataclass(frozen=True)
 class Fades:
     "Curves from their start to a stated loss, shape and length apart."
@@ -41,8 +41,10 @@ def _fade(cycle, soh, end, grid): # shape and length of one record, None if it d
     soh = soh/np.median(soh[cycle < cycle[0] + 5])
     at = _end(cycle, soh, end)
     if at is None: return None
-    x, u = cycle[:at+1] - cycle[0], np.linspace(0, cycle[at] - cycle[0], grid)
-    rows = np.split(soh[:at+1], np.searchsorted(x, (u[1:] + u[:-1])/2))
+    x, y = cycle[:at+1] - cycle[0], soh[:at+1].copy()
+    if y[-2] > end > y[-1]: x[-1], y[-1] = np.interp(end, y[:-3:-1], x[:-3:-1]), end          # between two rows
+    u = np.linspace(0, x[-1], grid)
+    rows = np.split(y, np.searchsorted(x, (u[1:] + u[:-1])/2))
     known = np.array([len(r) > 0 for r in rows])
     return np.interp(u, u[known], [np.median(r) for r in rows if len(r)]), x[-1]
 

@@ -65,6 +65,13 @@ def test_a_curve_drawn_on_its_own_grid_ends_on_its_last_point():
     assert np.abs(f.soh[0] - (1 - .15*U**2)).max() < 5e-3
 
 
+def test_a_steep_end_on_a_coarse_grid_is_interpolated():
+    "Cutting a curve that goes deeper must give the curve that ends there."
+    f = lambda k: 1 - .15*(k/700)**8
+    fine, coarse = fades_of([(np.arange(701.), f(np.arange(701.)))]), fades_of([(np.linspace(0, 720, 33), f(np.linspace(0, 720, 33)))])
+    assert abs(fine.cycles[0]/coarse.cycles[0] - 1) < 3e-3 and abs(fine.soh[0, -1] - coarse.soh[0, -1]) < .01
+
+
 def test_whole_sets(fleet):
     f = fades(fleet)
     assert len(f) + f.left_out == len(fleet) and np.isfinite(f.soh).all() and (f.cycles > 0).all()
