@@ -48,7 +48,7 @@ PRESETS = dict(
     full=RunCfg(search_steps=300, tune_steps=800, tune_batch=128, units=(8, 16, 24), patch=1, student_steps=4000, student_batch=256, student_lr=5e-3, drawn=12_000, checks=128),
     tiny=RunCfg(lams=(.02,), search_steps=2, tune_steps=3, tune_batch=16, units=(4, 8), patch=8, student_steps=20, student_batch=32, drawn=60, stride=96, stride_search=192, checks=12))
 
-# %% ../nbs/88_pipeline.ipynb #3b60b5fc
+# %% ../nbs/88_pipeline.ipynb #36f3fab0
 TRAINING, UNSEEN = ('matr', 'clo', 'hust', 'tju', 'sunwoda'), ('sjtuie', 'calce')
 KIN = dict(MATR='A123 of one laboratory', CLO='A123 of one laboratory')      # sets that leave together
 ENOUGH_CELLS, ENOUGH_CYCLES = 8, 192
@@ -59,6 +59,7 @@ class Plan:
     title:str # what the report is called
     train:dict[str, Cells] # by set
     val:dict[str, Cells]
+    cal:dict[str, Cells]
     test:dict[str, Cells]
     unseen:dict[str, Cells] # zero-shot sets
     mine:Cells|None = None # somebody's own cells, all of them
@@ -70,7 +71,7 @@ class Plan:
     @property
     def measured(self)->bool: return any(c.measured for c in [*self.train.values(), *self.unseen.values(), *([self.mine] if self.mine else [])])
     def table(self)->pd.DataFrame: # set, measured or simulated, cells in each role
-        roles = dict(training=self.train, validation=self.val, test=self.test, unseen=self.unseen)
+        roles = dict(training=self.train, validation=self.val, calibration=self.cal, test=self.test, unseen=self.unseen)
         sets = {n: c for part in roles.values() for n, c in part.items()}
         return pd.DataFrame([dict(set=n, kind='measured' if c.measured else 'simulated', **{r: len(p[n]) if n in p else 0 for r, p in roles.items()}) for n, c in sets.items()])
 
@@ -79,7 +80,10 @@ def by_set(cells:Cells)->dict[str, Cells]: # set -> its cells
 
 def _split(sets:dict[str, Cells], seed:int, **shares)->dict[str, dict[str, Cells]]: # part -> set -> cells
     parts = {n: split_cells(c, seed=seed, **shares) for n, c in sets.items()}
-    return {p: {n: q[p] for n, q in parts.items() if p in q} for p in ('train', 'val', 'test')}
+    out = {p: {n: q[p] for n, q in parts.items() if p in q} for p in ('train', 'val', 'test')}
+    held = {n: c.ids for n, c in out['val'].items()}                         # every second held-out cell calibrates; the others choose
+    cal = {n: out['val'][n].take(ids[1::2]) for n, ids in held.items() if len(ids) > 1}
+    return dict(out, val={n: out['val'][n].take(ids[::2]) for n, ids in held.items()}, cal=cal)
 
 # %% ../nbs/88_pipeline.ipynb #36515d2e
 @contextmanager
@@ -226,15 +230,13 @@ def load_base(name:str|Path)->'BatteryTimer': # a shipped name or a folder
     folder = Path(name) if Path(name).is_dir() else weights_dir()/name
     return BatteryTimer.from_pretrained(folder)
 
-# %% ../nbs/88_pipeline.ipynb #86860ff3
+# %% ../nbs/88_pipeline.ipynb #b65b0e38
 def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, work:Path)->dict: # search, tuning, calibration; saved in `folder`
     "The teacher of a run, and how it was chosen. Raises `InputError` if no training or validation cell is long enough."
     for role, part in (('training', plan.train), ('validation', plan.val)):
         if _windows(part, 960) is None: raise InputError(f'no {role} cell has the 192 cycles of a window')
-    from battnb.tune import LENGTHS, choose, leave_one_set_out, tune
-    import torch
+    from battnb.tune import choose, leave_one_set_out, tune
     net, best, table = load_base(base), 'not tuned', None
-    for n in (96, *LENGTHS): net(torch.ones(1, n))                           # constants that inference would otherwise make, unusable for training
     if plan.is_tuned:
         sets = _folds(plan.train)
         table = leave_one_set_out(net, sets, _candidates(cfg, cfg.search_steps), windows={n: _windows(c, cfg.stride_search) for n, c in sets.items()}, groups={n: plan.kin.get(n, n) for n in sets}, seed=seed, ckpt_dir=work)
@@ -250,15 +252,15 @@ def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, wo
         _calibrated(net, windows, folder, cells=told)
     return dict(chosen=best, params=net.n_params, trained_on=trained_on, search=[] if table is None else table.to_dict('records'), calibration=told)
 
-# %% ../nbs/88_pipeline.ipynb #1c23a556
-def calibration_windows(plan:Plan, cfg:RunCfg, seed:int)->tuple['Windows', str]: # of validation cells; who they are
+# %% ../nbs/88_pipeline.ipynb #44b310a7
+def calibration_windows(plan:Plan, cfg:RunCfg, seed:int)->tuple['Windows', str]: # of calibration cells; who they are
     "What intervals are calibrated on: where fewer than four cells could support no 80 % interval, simulated ones help out."
     from battnb.windows import join
-    own = _windows(plan.val, cfg.stride)
-    n = len(set(own.cell_id))
-    if n >= 4: return own, f'{n} validation cells'
-    more = _windows(_split(_fleet_sets()[0], seed)['val'], cfg.stride)
-    return join([own, more]), f'{n} validation cells, too few for an interval, and {len(set(more.cell_id))} simulated ones'
+    own = _windows(plan.cal, cfg.stride) if plan.cal else None
+    n = len(set(own.cell_id)) if own else 0
+    if n >= 4: return own, f'{n} calibration cells'
+    more = _windows(_split(_fleet_sets()[0], seed)['cal'], cfg.stride)
+    return join([own, more] if own else [more]), f'{n} calibration cells, too few for an interval, and {len(set(more.cell_id))} simulated ones'
 
 def _shipped_calibration(folder:Path)->str|None: # the default model's own, copied; None where it has none
     from battnb.uncertainty import Conformal
@@ -402,7 +404,7 @@ def deploy_student(plan:Plan, cfg:RunCfg, seed:int, chosen:str, students:Path, o
     if done['mismatches']: raise InputError(f"the firmware differs from its specification in {done['mismatches']} of {done['checked']} outputs; please report this")
     return done | dict(calibration=told)
 
-# %% ../nbs/88_pipeline.ipynb #0d793a8d
+# %% ../nbs/88_pipeline.ipynb #c8b3d59c
 def judge(plan:Plan, cfg:RunCfg, seed:int, out:Path)->tuple[pd.DataFrame, list[dict]]: # results, coverage rows
     "Scores on test cells and unseen sets."
     from battnb.deploy import load_int
@@ -417,19 +419,32 @@ def judge(plan:Plan, cfg:RunCfg, seed:int, out:Path)->tuple[pd.DataFrame, list[d
             if (windows := _windows(cells, cfg.stride)) is None: continue
             windows = dataclasses.replace(windows, dataset=np.full(len(windows), name))
             tables.append(evaluate(models, windows, study='run', seed=seed).assign(role=role))
-            rows += _coverage(dict(teacher=load_model(out/'teacher'), **{'student int8': load_model(out/'firmware')}), windows, name, role)
+            rows += _coverage(dict(teacher=load_model(out/'teacher'), **{'student int8': load_model(out/'firmware')}), windows, name, role, cfg.stride)
     return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['role'])), rows
 
-def _coverage(predictors:dict[str, Predictor], windows, dataset:str, role:str)->list[dict]: # a row a model, level and unit
+def _coverage(predictors:dict[str, Predictor], windows, dataset:str, role:str, every:int)->list[dict]: # a row a model, level and unit
     from battnb.uncertainty import coverage
     rows = []
     for name, p in predictors.items():
         for unit, level in (('point', 80), ('point', 95), ('curve', 80)):
-            lo, hi = p(windows.ctx, windows.targ.shape[1], (level,), unit)[1][level]
+            lo, hi = _followed(p, windows, level, unit, every)
             if np.isnan(lo).any(): continue
             c = coverage(lo, hi, windows.targ.numpy(), windows.cell_id)
             rows.append(dict(role=role, dataset=dataset, model=name, unit=unit, level=level, covered=float(c.curves if unit == 'curve' else c.points), width=float(c.width), cells=int(c.n_cells)))
     return rows
+
+def _followed(p:Predictor, windows, level:float, unit:str, every:int)->tuple: # band of each window, after the earlier windows of its cell
+    from battnb.uncertainty import follow
+    import torch
+    hor, begin = windows.targ.shape[1], p.conf.start(level/100, unit)
+    if not np.isfinite(begin): return (np.full(windows.targ.shape, np.nan),)*2
+    with torch.inference_mode(): out = np.asarray(p.call(windows.ctx, hor), float)
+    cell = pd.factorize(windows.cell_id)[0]
+    turn = pd.Series(cell).groupby(cell).cumcount().to_numpy()
+    past = np.full((cell.max() + 1, turn.max() + 1, hor), np.nan)
+    past[cell, turn] = p.conf.scores(out, windows.targ.numpy(), p.conf.widths(windows.ctx, hor))
+    radius = begin*follow(past, begin, level/100, unit, every)[cell, turn]
+    return p(windows.ctx, hor, (level,), unit, {level: radius})[1][level]
 
 def score_table(results:pd.DataFrame)->list[dict]: # role, dataset, model, mae, rmse, cells, windows
     "Means over windows of each set, best first."
@@ -441,14 +456,14 @@ def score_table(results:pd.DataFrame)->list[dict]: # role, dataset, model, mae, 
         rows += [dict(role=role, **r) for name in part.dataset.unique() for r in t[t.dataset == name].to_dict('records')]
     return rows
 
-# %% ../nbs/88_pipeline.ipynb #c3e455c2
-def shown_cells(plan:Plan)->tuple[Cells, dict|None, list[str]]: # cells to draw, cut-off by cell (None: the end), remarks
-    "What the report draws."
+# %% ../nbs/88_pipeline.ipynb #267aa850
+def shown_cells(plan:Plan, out:Path)->tuple[Cells, dict|None, list[str]]: # cells to draw, cut-off by cell (None: the end), remarks
+    "What the report of a run in `out` draws."
     if plan.mine is not None:
-        sizes = plan.mine.cycles.groupby('cell_id', sort=False).size()
-        keep = [i for i in plan.mine.ids if sizes[i] >= 24]
-        if not keep: raise InputError(f'no cell has the 24 cycles that a forecast needs; the longest has {sizes.max()}')
-        return plan.mine.take(keep), None, [f'cell {i}: {sizes[i]} cycles are too few for a forecast' for i in plan.mine.ids if sizes[i] < 24]
+        sizes, least = plan.mine.cycles.groupby('cell_id', sort=False).size(), json.loads((out/'teacher'/'config.json').read_text()).get('least', 24)
+        keep = [i for i in plan.mine.ids if sizes[i] >= least]
+        if not keep: raise InputError(f'no cell has the {least} cycles that a forecast needs; the longest has {sizes.max()}')
+        return plan.mine.take(keep), None, [f'cell {i}: {sizes[i]} cycles are too few for a forecast' for i in plan.mine.ids if sizes[i] < least]
     cells = concat([*plan.unseen.values(), *plan.test.values()], 'shown')
     long = cells.take([i for i in cells.ids if len(cells.soh(i)) >= 192])
     return long, {i: int(long.cycle(i)[max(96, int(.6*len(long.cycle(i)))) - 1]) for i in long.ids}, []
@@ -456,7 +471,7 @@ def shown_cells(plan:Plan)->tuple[Cells, dict|None, list[str]]: # cells to draw,
 def make_forecasts(plan:Plan, cfg:RunCfg, out:Path)->dict: # forecasts.parquet and life.parquet
     "Forecasts of teacher and student and the end of life of every shown cell."
     from battnb.labels import life_table
-    cells, at, remarks = shown_cells(plan)
+    cells, at, remarks = shown_cells(plan, out)
     teacher = dataclasses.replace(load_model(out/'teacher'), name='teacher')
     student = dataclasses.replace(load_model(out/'firmware'), name='student int8', conf=None)
     table = forecast(cells, cfg.horizon_shown, teacher, (80,), at)
@@ -470,7 +485,7 @@ def make_forecasts(plan:Plan, cfg:RunCfg, out:Path)->dict: # forecasts.parquet a
         with atomic(out/f'{name}.parquet') as tmp: t.to_parquet(tmp, index=False, compression='zstd')
     return dict(cells=len(cells), remarks=remarks)
 
-# %% ../nbs/88_pipeline.ipynb #08ed7a4a
+# %% ../nbs/88_pipeline.ipynb #1b33a101
 def run(
     data=None, # None: the simulated fleet; a folder of measured sets; or a cycle table
     out:str|Path='runs/demo', # folder for everything that is made
@@ -504,12 +519,12 @@ def _need_tools()->None:
 
 def _data_hash(plan:Plan)->str: # 16 hexadecimal digits over every row and every role
     digest = hashlib.sha256()
-    for role in ('train', 'val', 'test', 'unseen'):
+    for role in ('train', 'val', 'cal', 'test', 'unseen'):
         for name, c in getattr(plan, role).items():
             digest.update(f'{role} {name}'.encode() + pd.util.hash_pandas_object(c.cycles[['cell_id', 'cycle', 'soh']], index=False).to_numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/88_pipeline.ipynb #e5086a73
+# %% ../nbs/88_pipeline.ipynb #e2dbd4d0
 def _steps(folder:Folder, plan:Plan, cfg:RunCfg, seed:int, base, preset:str)->dict:
     out, work = folder.out, folder.work
     say(plan.why)
@@ -529,7 +544,7 @@ def _steps(folder:Folder, plan:Plan, cfg:RunCfg, seed:int, base, preset:str)->di
 
 def _check_data(plan:Plan)->dict: # leaks between the roles; remarks of the readers
     from battnb.leaks import assert_no_leak
-    roles = {r: [*getattr(plan, r).values()] for r in ('train', 'val', 'test', 'unseen')}
+    roles = {r: [*getattr(plan, r).values()] for r in ('train', 'val', 'cal', 'test', 'unseen')}
     assert_no_leak({r: concat(c, r) for r, c in roles.items() if c}, curves=not plan.mine)
     notes = plan.mine.notes if plan.mine is not None else pd.DataFrame(columns=['cell_id', 'cycle', 'severity', 'message'])
     return dict(found=0, curves=plan.mine is None, checked=sum(len(c) for part in roles.values() for c in part), cleaned=notes[['cell_id', 'cycle', 'severity', 'message']].astype(object).where(notes.notna(), None).to_dict('records'))
@@ -542,7 +557,7 @@ def _scored(plan:Plan, cfg:RunCfg, seed:int, out:Path, settings:dict)->dict:
 def write_report(summary:dict, plan:Plan, out:Path)->Path:
     "The report of a run, from its tables."
     from battnb.report import render
-    cells, at, _ = shown_cells(plan)
+    cells, at, _ = shown_cells(plan, out)
     html = render(summary, cells, pd.read_parquet(out/'forecasts.parquet'), pd.read_parquet(out/'life.parquet'))
     with atomic(out/'report.html') as tmp: tmp.write_text(html, encoding='utf-8')
     return out/'report.html'
