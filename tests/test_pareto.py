@@ -77,3 +77,14 @@ def test_nothing_is_changed():
     pareto_front(df, ['mae', 'kb']); knee(df, ['mae', 'kb'], log=['kb']); pick(df, 'mae', dict(kb=5)); hypervolume(df, dict(mae=3, kb=3))
     plot_front(df, 'kb', 'mae', limits=dict(kb=1.5, mae=1.5), marks=dict(best=df.iloc[0]))
     pd.testing.assert_frame_equal(df, before)
+
+def test_the_page_holds_the_table_and_nothing_dangerous(tmp_path):
+    import json, re
+    from battnb.pareto import front_page, off_target
+    df = pd.DataFrame(dict(name=['a"b', '</script><script>alert(1)</script>'], mae=[1., 2.], kb=[3., 4.]))
+    page = front_page(df, ['mae', 'kb'], 'name', dict(kb=3.5), '<b>', tmp_path/'front.html')
+    assert page.count('</script>') == 1 and '&lt;b>' in page and (tmp_path/'front.html').read_text() == page
+    rows = json.loads(re.search(r'const data = (\[.*?\]), cols', page).group(1))
+    assert [r['name'] for r in rows] == list(df.name) and [r['kb'] for r in rows] == [3, 4]
+    with pytest.raises(InputError, match='got nan'): front_page(df.assign(mae=[1, np.nan]), ['mae'], 'name')
+    assert off_target(.7) == pytest.approx(.1)
