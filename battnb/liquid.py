@@ -316,7 +316,7 @@ class LiquidForecaster(Forecaster, arch='liquid'):
         if self.skip is not None: y = y + self.skip(u)
         return ctx[:, -1:] + y/self.cfg.gain
 
-# %% ../nbs/50_liquid.ipynb #46e8dd0a
+# %% ../nbs/50_liquid.ipynb #41a98a88
 @dataclass(frozen=True)
 class DLNetCfg:
     "Settings of `DLNet`; the defaults are the published teacher, `DLNetCfg(units=4, steps=1, dt=.05, rank=4)` the chosen student."
@@ -328,6 +328,7 @@ class DLNetCfg:
     rank:int = 0 # 0: a full matrix W; > 0: a diagonal plus a product of this rank
     low:float = .7 # SOH that the network sees as 0
     high:float = 1.1 # and as 1
+    decoder:tuple = (256, 128) # hidden layers behind the block; pruning makes them narrower
     dropout:float = .1 # in training only
     seed:int = 0 # of the initial weights
 
@@ -338,7 +339,8 @@ class DLNet(Forecaster, arch='dlnet'):
         super().__init__(cfg)
         h, gen = cfg.units, torch_stream(cfg.seed, 'dlnet')
         self.encoder = nn.Sequential(nn.Linear(cfg.ctx, 256), nn.LayerNorm(256), nn.ReLU(), nn.Dropout(cfg.dropout), nn.Linear(256, h), nn.LayerNorm(h), nn.Tanh())
-        self.decoder = nn.Sequential(nn.Linear(h, 256), nn.LayerNorm(256), nn.ReLU(), nn.Dropout(cfg.dropout), nn.Linear(256, 128), nn.LayerNorm(128), nn.ReLU(), nn.Linear(128, cfg.hor))
+        a, b = cfg.decoder
+        self.decoder = nn.Sequential(nn.Linear(h, a), nn.LayerNorm(a), nn.ReLU(), nn.Dropout(cfg.dropout), nn.Linear(a, b), nn.LayerNorm(b), nn.ReLU(), nn.Linear(b, cfg.hor))
         draw = lambda *shape: nn.Parameter(torch.randn(*shape, generator=gen)/math.sqrt(h))
         if cfg.rank: self.diagonal, self.U, self.V = nn.Parameter(torch.ones(h)), draw(h, cfg.rank), draw(h, cfg.rank)
         else: self.W = draw(h, h)

@@ -71,7 +71,7 @@ def random_wiring(
     for j in range(units): keep[gen.permutation(units)[:fan], j] = 1
     return Wiring(full.inner*keep, full.sensory, full.outputs)
 
-# %% ../nbs/52_ltc.ipynb #c2dfa5a6
+# %% ../nbs/52_ltc.ipynb #b1757daf
 def _connect(matrix, gen, sources, targets, fanout):
     "Each source reaches `fanout` random targets; a target that nobody chose gets one random source."
     for i in sources: matrix[i, gen.permutation(targets)[:min(fanout, len(targets))]] = 1
@@ -99,6 +99,7 @@ def ncp_wiring(
     for j in motors: inner[gen.permutation(commands)[:motor_fanin], j] = 1
     return Wiring(inner*_signs(gen, inner.shape), sensory*_signs(gen, sensory.shape), motor)
 
+# %% ../nbs/52_ltc.ipynb #4453ca34
 def auto_ncp(
     units:int, # neurons, at least outputs + 3
     outputs:int, # motor neurons
@@ -143,11 +144,12 @@ def _lists(matrix)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # (units, F
 def _pad(values, number): # (synapses,) -> (units, F), zero where there is no synapse
     return torch.cat([values, values.new_zeros(1)])[number]
 
-# %% ../nbs/52_ltc.ipynb #c8403089
+# %% ../nbs/52_ltc.ipynb #336c48f3
 def _open(v, source, gamma, shift, out): # how far every synapse is open: sigmoid(gamma v - shift), into `out`
     torch.index_select(v, 0, source.flatten(), out=out.view(-1, v.shape[1]))
     return out.mul_(gamma).sub_(shift).sigmoid_()
 
+# %% ../nbs/52_ltc.ipynb #9dea7780
 class _Synapses(torch.autograd.Function):
     "All small steps of a synaptic network (Eq. 2 above), differentiated by hand (Eq. 3). Neurons first, batch last."
     @staticmethod

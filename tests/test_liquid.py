@@ -1,10 +1,14 @@
-"""Liquid layers: exhaustive bounds, gradients, durations, interruption."""
+"""Liquid layers and networks: exhaustive bounds, gradients, durations, interruption, weights of the reference library, streaming."""
 import copy, itertools
+import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from battnb.core import InputError, torch_stream
 from battnb.forecaster import load_forecaster
 from battnb.liquid import CfC, DLNet, DLNetCfg, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster, check_euler, euler_step, fused_step, line_matrix, unroll
+from battnb.ltc import LTC, Wiring, auto_ncp, dense_wiring, from_ncps, ncp_wiring, random_wiring
+from battnb.recurrent import CELLS, RecurrentCfg, RecurrentForecaster
+from battnb.stream import Stream, StreamCfg, fill, lose
 from battnb.training import fit
 
 finite = dict(allow_nan=False, allow_infinity=False)
@@ -130,3 +134,118 @@ def test_dlnet_counts_and_round_trip(tmp_path, cfg, count):
     model = DLNet(DLNetCfg(**cfg)).eval(); ctx = .9 + .01*torch.randn(3, 120, generator=torch_stream(7, 'ctx'))
     assert model.n_params == count and torch.equal(load_forecaster(model.save_pretrained(tmp_path))(ctx), model(ctx))
     assert torch.equal(model(ctx), model(ctx[:, -100:]))
+
+# ---- closed-form scan, synaptic networks, wirings ------------------------------------------------------------------
+@pytest.mark.parametrize('mode,spans', list(itertools.product(('default', 'no_gate'), (False, True))))
+def test_closed_scan_equals_loop_in_values_and_gradients(mode, spans):
+    gen = torch_stream(8, mode)
+    cell = CfC(6, 2, mode, backbone=7, gen=gen).double()
+    u = torch.randn(5, 8, 2, generator=gen, dtype=torch.float64, requires_grad=True)
+    dt = torch.rand(5, 8, generator=gen, dtype=torch.float64) if spans else None
+    out = []
+    for run in ('scan', 'loop'):
+        cell.zero_grad(); u.grad = None
+        if run == 'scan': states = unroll(cell, u, dt)
+        else:
+            s, states = u.new_zeros(5, 6), []
+            for t in range(8): states.append(s := cell(s, u[:, t], 1. if dt is None else dt[:, t:t+1]))
+            states = torch.stack(states, 1)
+        (states*torch.arange(1., 9)[None, :, None]).square().sum().backward()
+        out.append([states.detach(), u.grad.clone()] + [p.grad.clone() for p in cell.parameters()])
+    for a, b in zip(*out): torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    with torch.no_grad(): torch.testing.assert_close(unroll(cell, u, dt), out[0][0])       # the path that keeps nothing
+
+def test_closed_scan_survives_a_second_backward():
+    cell, u = CfC(4, 1, backbone=5), torch.randn(3, 6, 1, generator=torch_stream(9, 'u'))
+    loss = unroll(cell, u).square().sum()
+    loss.backward(retain_graph=True); one = cell.backbone.weight.grad.clone()
+    loss.backward(); torch.testing.assert_close(cell.backbone.weight.grad, 2*one)
+
+@pytest.mark.parametrize('wiring', [dense_wiring(7, 2), random_wiring(9, 2, sparsity=.7), auto_ncp(12, 3, 2), auto_ncp(12, 3, 2, .9), Wiring(np.zeros((3, 3)), np.array([[1, 0, 0], [0, -1, 0]]), 2)], ids=['dense', 'random', 'ncp', 'sparse ncp', 'no inner synapse'])
+def test_synaptic_network_equals_masked_form(wiring):
+    gen = torch_stream(10, 'ltc'); cell = LTC(wiring, gen=gen).double()
+    u, spans = torch.rand(4, 6, 2, generator=gen, dtype=torch.float64), 3*torch.rand(4, 6, generator=gen, dtype=torch.float64)
+    soft = torch.nn.functional.softplus
+    def full(name, x):
+        m = torch.tensor(np.asarray(wiring.inner if name == '' else wiring.sensory)); out = torch.zeros(m.shape, dtype=torch.float64); out[m != 0] = x; return out
+    def flow(name, v):
+        raw, g, m, e = (getattr(cell, name + k) for k in ('raw_w', 'gamma', 'mu', 'erev'))
+        sigma = full(name, soft(raw))*torch.sigmoid(full(name, g)*(v[..., None] - full(name, m)))
+        return (sigma*full(name, e)).sum(1), sigma.sum(1)
+    v, leak, out = torch.zeros(4, wiring.units, dtype=torch.float64), soft(cell.raw_gleak), []
+    for t in range(6):
+        sn, sd = flow('sensory_', u[:, t]*cell.input_w + cell.input_b); h = spans[:, t:t+1]/6/soft(cell.raw_cm)
+        for _ in range(6):
+            n, d = flow('', v); v = (v + h*(leak*cell.vleak + n + sn))/(1 + h*(leak + d + sd))
+        out.append(v)
+    slow = torch.stack(out, 1); names, params = zip(*[(k, p) for k, p in cell.named_parameters() if 'output' not in k])
+    want = torch.autograd.grad((slow*torch.arange(1., 7)[None, :, None]).square().sum(), params, allow_unused=True)
+    fast = cell(u, spans); torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    got = torch.autograd.grad((fast*torch.arange(1., 7)[None, :, None]).square().sum(), params, allow_unused=True)
+    for k, a, b in zip(names, got, want): torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-7, atol=1e-9, msg=k)
+
+def test_synaptic_network_is_positive_after_wild_updates():
+    cell = LTC(dense_wiring(5)); opt, gen = torch.optim.SGD(cell.parameters(), lr=300.), torch_stream(11, 'wild')
+    for _ in range(15):
+        opt.zero_grad(); cell(torch.randn(4, 7, 1, generator=gen)).square().sum().backward(); opt.step()
+        out = cell(torch.randn(4, 7, 1, generator=gen))
+        assert torch.isfinite(out).all() and out.abs().max() <= max(cell.erev.abs().max(), cell.sensory_erev.abs().max(), cell.vleak.abs().max()) + 1e-4
+
+def test_synaptic_timespans_belong_to_their_rows():
+    cell, gen = LTC(dense_wiring(4)), torch_stream(12, 'rows')
+    u, spans = torch.rand(3, 3, 1, generator=gen), 2*torch.rand(3, 3, generator=gen)
+    both = cell(u, spans)
+    for i in range(3): torch.testing.assert_close(both[i:i+1], cell(u[i:i+1], spans[i:i+1]), rtol=1e-5, atol=1e-6)
+    for bad in (spans[:, 0], spans[..., None], spans.T[:2]):
+        with pytest.raises(ValueError, match='timespans must have the shape'): cell(u, bad)
+    part = cell(u[:, 1:], spans[:, 1:], cell(u[:, :1], spans[:, :1])[:, -1]); torch.testing.assert_close(part, both[:, 1:])
+
+@pytest.mark.parametrize('units,outputs,sparsity', list(itertools.product((8, 20, 64), (1, 4), (.1, .5, .9))))
+def test_auto_ncp_leaves_nobody_out(units, outputs, sparsity):
+    w = auto_ncp(units, outputs, 3, sparsity); command = max(int(.4*(units - outputs)), 1)
+    a, s = np.abs(w.inner), np.abs(w.sensory)
+    assert a[:, :outputs + command].any(0).all() and s[:, outputs + command:].any(0).all() and not a[:, outputs + command:].any() and not a[:outputs].any() and not s[:, :outputs + command].any()
+    assert np.array_equal(w.inner, auto_ncp(units, outputs, 3, sparsity).inner) and (units < 20 or not np.array_equal(w.inner, auto_ncp(units, outputs, 3, sparsity, seed=1).inner))
+
+@pytest.mark.parametrize('kind', ['ltc', 'ltc clamped', 'auto ncp', 'cfc', 'cfc no_gate', 'cfc pure'])
+def test_weights_of_ncps_give_the_same_numbers(kind):
+    ncps = pytest.importorskip('ncps.torch'); wirings = pytest.importorskip('ncps.wirings')
+    torch.manual_seed(3)
+    theirs = {'ltc': lambda: ncps.LTC(2, wirings.FullyConnected(12, 3)), 'ltc clamped': lambda: ncps.LTC(2, wirings.FullyConnected(12, 3), implicit_param_constraints=False), 'auto ncp': lambda: ncps.LTC(2, wirings.AutoNCP(20, 3)),
+              'cfc': lambda: ncps.CfC(2, 12), 'cfc no_gate': lambda: ncps.CfC(2, 12, mode='no_gate'), 'cfc pure': lambda: ncps.CfC(2, 12, mode='pure')}[kind]()
+    ours = from_ncps(theirs.state_dict(), softplus=kind != 'ltc clamped')
+    if kind == 'cfc no_gate': ours.mode = 'no_gate'
+    u = torch.randn(4, 96, 2, generator=torch_stream(13, 'u'))
+    want, _ = theirs(u); got = ours.read(ours(u)) if isinstance(ours, LTC) else unroll(ours, u)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    (g1,), (g2,) = (torch.autograd.grad(x.square().mean(), [p]) for x, p in ((want, theirs.rnn_cell.ff1.weight if 'cfc' in kind else theirs.rnn_cell.vleak), (got, ours.heads['ff1'].weight if 'cfc' in kind else ours.vleak)))
+    torch.testing.assert_close(g1, g2, rtol=1e-3, atol=1e-6)
+
+# ---- forecasters ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('cell', CELLS)
+def test_every_cell_trains_saves_and_loads(tmp_path, cell):
+    model = RecurrentForecaster(RecurrentCfg(ctx=24, hor=10, cell=cell, units=9, patch=4, rank=2)); ctx = .9 + .01*torch.randn(5, 30, generator=torch_stream(14, cell))
+    before = model(ctx).detach()
+    fit(model, lambda step: (ctx, ctx[:, :10]), lambda p, y: 100*(p - y).abs().mean(), steps=8, lr=1e-2)
+    assert torch.isfinite(model(ctx)).all() and not torch.allclose(model(ctx), before)
+    assert torch.equal(load_forecaster(model.save_pretrained(tmp_path))(ctx), model(ctx))
+
+def test_stream_over_thousands_of_cycles_does_not_drift():
+    model = Stream(StreamCfg()); gen = torch_stream(15, 'long')
+    with torch.no_grad(): model.out.weight.normal_(0, .3, generator=gen)
+    x = 1 - 1e-4*torch.arange(1800.) + 1e-3*torch.randn(1800, generator=gen)
+    memory = model.start()
+    for v in x: memory = model.read(memory, v[None])
+    torch.testing.assert_close(model.forecast(memory), model(x[None, -1200:]).detach(), rtol=0, atol=5e-5)
+
+def test_stream_pins_and_refusals():
+    assert StreamCfg() == StreamCfg(ctx=96, hor=96, memories=(3., 6., 12., 24., 48., 96.), units=12, width=32, knots=4, gain=64., seed=0)
+    assert Stream().n_params == 12 + (144 + 24 + 36) + (48*32 + 32) + (32*32 + 32) + (32*60 + 60)
+    with pytest.raises(ValueError, match='memories must be > 0'): StreamCfg(memories=(3., 0.))
+
+def test_stream_is_the_same_for_any_padding_of_missing_rows():
+    model, gen = Stream(), torch_stream(16, 'pad')
+    x, have = .9 + .01*torch.randn(4, 60, generator=gen), lose((4, 60), .6, gen)
+    junk = torch.where(have > 0, x, torch.full_like(x, 7.))
+    torch.testing.assert_close(model(x, present=have), model(junk, present=have), rtol=0, atol=1e-6)
+    assert torch.equal(fill(x, have), fill(junk, have))
