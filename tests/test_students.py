@@ -87,3 +87,9 @@ def test_loads_in_a_fresh_process(tmp_path):
 def test_a_damaged_folder_says_so(tmp_path):
     folder = student('mlp').save_pretrained(tmp_path); (folder/'model.safetensors').write_bytes(b'x'*20)
     with pytest.raises(InputError, match='damaged'): load_forecaster(folder)
+
+def test_one_constructor_for_every_student():
+    import battnb.compress, battnb.liquid, battnb.recurrent, battnb.stream      # noqa: F401  an imported chapter registers its forecasters
+    for name, cfg in {'liquid': dict(units=4), 'recurrent': dict(cell='cfc', units=4), 'stream': dict(units=0), 'dlnet': dict(units=4, rank=4, ctx=96, hor=96), 'low-rank': dict(rank=2)}.items():
+        assert student(name, **cfg).eval()(CTX).shape == (5, 96)
+    with pytest.raises(TypeError, match="no setting 'depth'"): student('recurrent', depth=2)
