@@ -232,7 +232,7 @@ def life(file:File, out:Out=None, model:ModelOpt='battery-timer',
     else: cells, predictor = _cells(file, nominal_ah, drop, model)
     give(outlook.life(cells, eol, predictor, level, at), out, is_json)
 
-# %% ../nbs/90_app.ipynb #50423590
+# %% ../nbs/90_app.ipynb #03dfb3a0
 @app.command()
 def synth(
     n:Annotated[int, typer.Option('--cells', '-n', min=1, help='How many.')]=100,
@@ -242,6 +242,7 @@ def synth(
     life_range:Annotated[tuple[float, float]|None, typer.Option('--life-range', help='Keep cells whose life ends between two cycles.', metavar='FROM TO')]=None,
     chemistry:Annotated[str|None, typer.Option('--chemistry', help='Condition of the draw, e.g. LFP.')]=None,
     temperature:Annotated[float|None, typer.Option('--temperature', help='Condition of the draw, degrees Celsius.')]=None,
+    c_rate:Annotated[float|None, typer.Option('--c-rate', help='Condition of the draw, charging rate.')]=None,
     w:Annotated[float, typer.Option('--w', min=0, help='Strength of guidance towards the conditions.')]=0.,
     model:Annotated[str, typer.Option('--model', '-m', help='A DiffBatt model that ships, or a folder.')]='diffbatt',
     nominal_ah:Annotated[float, typer.Option('--nominal-ah', help='Capacity of a new cell in Ah.')]=1.,
@@ -255,7 +256,7 @@ def synth(
       battnb synth -n 5 | battnb forecast - --at 200
     """
     from battnb import outlook
-    conditions = {k: v for k, v in dict(chemistry=chemistry, temperature_c=temperature).items() if v is not None}
+    conditions = {k: v for k, v in dict(chemistry=chemistry, temperature_c=temperature, c_rate=c_rate).items() if v is not None}
     cells = outlook.synth(n, model, seed=seed, eol=eol, life=life_range or None, w=w, nominal_ah=nominal_ah, **conditions)
     give(cells.cycles, out, is_json)
 

@@ -62,7 +62,7 @@ def _counted(path:Path, nominal_ah:float|None, errors:str)->Cells: # raw files, 
     if len(full) < len(table): rows.append(dict(cell_id=None, cycle=None, severity='note', rule='full discharges', value=len(full), message=f'{len(full)} of {len(table)} cycles are full discharges; the others say nothing about capacity'))
     return Cells(cells.cycles, cells.cells, cells.name, True, pd.concat([pd.DataFrame(rows, columns=cells.notes.columns, dtype=object), cells.notes], ignore_index=True))
 
-# %% ../nbs/85_outlook.ipynb #6ca64ba6
+# %% ../nbs/85_outlook.ipynb #3a1bbc81
 @dataclass(frozen=True)
 class Predictor:
     "Anything that continues a record: a network, a firmware folder, or a rule."
@@ -73,6 +73,7 @@ class Predictor:
     call:Callable # (ctx (n, L) tensor, h) -> (n, h) tensor, or (n, h, Q) where the calibration is one of quantiles
     conf:'Conformal|None' = None # how wide its bands must be
     folder:Path|None = None # where it was loaded from
+    far:Callable|None = None # the same as `call`, better for a search over thousands of steps
 
     @property
     def spread(self)->str: return 'none' if self.conf is None else 'calibrated' if self.conf.cells[''] else 'own word'
@@ -106,7 +107,7 @@ def own_word(
     z = np.array([NormalDist().inv_cdf((1 + p)/2) for p in GRID])
     return Conformal({u: {'': z} for u in UNITS}, {'': 0}, None, tuple(qlevels), dict(source='the network itself'))
 
-# %% ../nbs/85_outlook.ipynb #6e4a7365
+# %% ../nbs/85_outlook.ipynb #5ddd623d
 def _rolled(once:Callable, horizon:int)->Callable: # a fixed horizon becomes any: forecast, append, forecast
     def call(ctx, h):
         import torch
@@ -139,7 +140,7 @@ def _network(folder:Path, name:str)->Predictor:
     conf = _calibration(folder)
     if not hasattr(net, 'quantiles'): return Predictor(name, net.min_context, net.context, net.horizon, _rolled(net, net.horizon), conf, folder)
     from battnb.timer import extend
-    return Predictor(name, net.min_context, net.context, net.horizon, lambda x, h: extend(net, x, h), conf or own_word(net.cfg.levels), folder)
+    return Predictor(name, net.min_context, net.context, net.horizon, lambda x, h: extend(net, x, h), conf or own_word(net.cfg.levels), folder, lambda x, h: extend(net, x, h, least=10**9))
 
 def load_net(
     folder:str|Path, # of a saved network
@@ -326,7 +327,7 @@ def _warn(predictor:Predictor, level:tuple, unit:str='point')->None: # what a re
         if open_: said = f"{predictor.name} was calibrated on {predictor.conf.cells['']} cells, too few for {', '.join(f'{p:g}' for p in open_)} %: no interval"
     if said: warnings.warn(said, stacklevel=3)
 
-# %% ../nbs/85_outlook.ipynb #4fc0c1b8
+# %% ../nbs/85_outlook.ipynb #22efca98
 def life(
     df, # cycle table, Cells, a path or anything else that `as_cells` reads
     eol:float=.8, # SOH that ends a life, fraction of the stated reference
@@ -364,22 +365,18 @@ def _drawer(model)->Path|None: # the folder of a model that draws whole lives; N
     folder = next((p for p in (Path(str(model)).expanduser(), weights_dir()/str(model)) if (p/'config.json').is_file()), None) if isinstance(model, (str, Path)) and str(model) else None
     return folder if folder is not None and _config(folder).get('arch') == 'diffbatt' else None
 
-def _drawn_lives(cells:Cells, eol:float, folder:Path, level:float, at)->pd.DataFrame: # life table from drawn curves; observed ends stay observed
-    from battnb import lives
-    known = _observed(cells, eol, at)
-    rest = cells.take([i for i in cells.ids if i not in known])
-    drawn = lives.life(folder, rest, eol=eol, at={i: _cut(at, i) for i in rest.ids if _cut(at, i) is not None} or None, level=level) if len(rest) else pd.DataFrame()
-    rows = known | {r['cell_id']: r for r in drawn.to_dict('records')}
+def _drawn_lives(cells:Cells, eol:float, folder:Path, level:float, at)->pd.DataFrame: # life table from drawn futures
+    from battnb.completion import life as drawn
     keep = ['cell_id', 'cutoff', 'eol_cycle', 'rul', 'lo', 'hi', 'censored', 'reason']
-    return pd.DataFrame([rows[i] for i in cells.ids])[keep].astype({c: 'Int64' for c in ('cutoff', 'eol_cycle', 'rul', 'lo', 'hi')})
+    return drawn(folder, cells, eol=eol, at=at, level=level)[keep]
 
 def _life_row(cell_id, cutoff, eol_cycle=None, lo=None, hi=None, reason='')->dict:
     rul = None if eol_cycle is None else max(0, int(eol_cycle) - int(cutoff))
     return dict(cell_id=cell_id, cutoff=int(cutoff), eol_cycle=eol_cycle, rul=rul, lo=lo, hi=hi, censored=eol_cycle is None, reason=reason)
 
-# %% ../nbs/85_outlook.ipynb #e07a5ee2
+# %% ../nbs/85_outlook.ipynb #0a55f45f
 def _search(axes:list[Axis], predictor:Predictor, eol:float, level:float, reach:float)->dict[str, dict]: # life rows by cell
-    rows, far = {}, 96
+    rows, far, predictor = {}, 96, replace(predictor, call=predictor.far or predictor.call)
     while axes:
         last = [min(far, max(1, int(reach*len(a.soh)))) for a in axes]
         again = []
@@ -405,17 +402,17 @@ def _crossed(axis:Axis, mid:np.ndarray, edges:list, eol:float)->tuple[dict, bool
     else: why = 'forecast' if hi is not None else 'forecast, without interval' if not edges else f'forecast; the upper edge does not cross within {h*axis.step} cycles'
     return _life_row(axis.cell_id, axis.cycle[-1], eol_cycle, lo, hi, why), h in at
 
-# %% ../nbs/85_outlook.ipynb #6a708a7f
+# %% ../nbs/85_outlook.ipynb #f770f2ad
 def synth(
     n:int=100, # cells
-    model='diffbatt', # a shipped name, a folder, or anything with DiffBatt's `sample`
+    model='diffbatt', # a shipped name, a folder, or a function such as `completion.synthesise` without its model
     *,
     seed:int=0, # of everything random
     eol:float=.8, # state of health, of the start, at which a curve ends
     life:tuple[float, float]|None=None, # cycles between which it ends; None keeps all
     w:float=0., # strength of guidance towards the conditions
     nominal_ah:float=1., # capacity that a state of health of 1 stands for, Ah
-    **conditions, # chemistry='LFP', temperature_c=25., ...
+    **conditions, # chemistry='LFP', temperature_c=25., c_rate=1. (charging)
 )->Cells: # marked as not measured
     """Synthetic cells, whole lives down to `eol`.
 
@@ -424,22 +421,26 @@ def synth(
     if not nominal_ah > 0: raise InputError(f'nominal_ah must be > 0 Ah, got {nominal_ah:g}')
     lo, hi = life or (0, np.inf)
     if not 0 <= lo < hi: raise InputError(f'life must be two cycles, the smaller first, got {life}')
+    strange = set(conditions) - {'chemistry', 'temperature_c', 'c_rate'}
+    if strange: raise InputError(f"conditions are chemistry, temperature_c and c_rate, got {', '.join(sorted(strange))}")
     draw, kept, drawn = _load_drawer(model), [], 0
     while sum(map(len, kept)) < n and drawn < 50*n + 500:
-        d = draw.sample(n, level=eol, cond=conditions or None, w=w, seed=seed + 7919*len(kept))
+        d = draw(n, level=eol, w=w, seed=seed + 7919*len(kept), **conditions)
         ends = np.asarray(d.cycle)[:, -1]
         drawn += len(ends); kept.append([(c, y) for c, y, e in zip(np.asarray(d.cycle, float), np.asarray(d.soh, float), ends) if lo <= e <= hi])
     curves = [c for part in kept for c in part][:n]
     if len(curves) < n: raise InputError(f'only {len(curves)} of {drawn:,} drawn curves end between cycle {lo:g} and {hi:g}, {n} are wanted: take a wider range')
     return _as_synthetic(curves, nominal_ah, str(conditions.get('chemistry', '')))
 
-# %% ../nbs/85_outlook.ipynb #097261f4
-def _load_drawer(model): # anything with `sample`
-    if hasattr(model, 'sample'): return model
+# %% ../nbs/85_outlook.ipynb #9c03294b
+def _load_drawer(model): # (n, level, w, seed, ...) -> curves with `cycle` and `soh`, each (n, points)
+    if callable(model): return model
     folder = _drawer(model)
     if folder is None: raise InputError(f"{str(model)!r} draws no cells: give a folder with DiffBatt weights, or 'diffbatt' where it ships")
+    from functools import partial
+    from battnb.completion import synthesise
     from battnb.diffbatt import DiffBatt
-    return DiffBatt.from_pretrained(folder)
+    return partial(synthesise, DiffBatt.from_pretrained(folder))
 
 def _as_synthetic(curves:list, nominal_ah:float, chemistry:str)->Cells: # curves on their own grids -> one row a cycle
     width, parts = len(str(len(curves))), []
@@ -450,7 +451,7 @@ def _as_synthetic(curves:list, nominal_ah:float, chemistry:str)->Cells: # curves
     cells = pd.DataFrame(dict(cell_id=[p.cell_id[0] for p in parts], dataset='SYNTHETIC', chemistry=chemistry, nominal_cap_ah=nominal_ah, soh_ref='initial', cadence='per_cycle', licence='synthetic'))
     return Cells(pd.concat(parts, ignore_index=True), cells, 'synthetic', False)
 
-# %% ../nbs/85_outlook.ipynb #f26c05c2
+# %% ../nbs/85_outlook.ipynb #7405e1fa
 FORECASTS, FITS = ('battery-timer',), ('gate-32', 'liquid-24')               # first choices: to forecast with, and to put on a microcontroller
 FIRMWARE = ('liquid', 'gate', 'dlnet', 'mlp', 'paifilter', 'dlinear', 'ridge') # architectures that the firmware generator takes
 
@@ -476,7 +477,7 @@ def _model_row(folder:Path)->dict:
     trained = c.get('trained_on', '')
     return dict(name=folder.name, arch=c.get('arch', ''), params=_numel(folder/'model.safetensors') if (folder/'model.safetensors').is_file() else 0, context=c.get('ctx'), horizon=c.get('hor'),
                 trained_on=', '.join(map(str, trained)) if isinstance(trained, (list, tuple)) else str(trained), size_bytes=sum(p.stat().st_size for p in files),
-                deploy=c.get('arch') in FIRMWARE, recommended=folder.name in recommended(), interval='calibrated' if (folder/'conformal.json').is_file() else 'own word' if 'levels' in c else 'none')
+                deploy=c.get('arch') in FIRMWARE, recommended=folder.name in recommended(), interval='drawn' if c.get('arch') == 'diffbatt' else 'calibrated' if (folder/'conformal.json').is_file() else 'own word' if 'levels' in c else 'none')
 
 def _numel(path:Path)->int: # numbers in a .safetensors file, from its header
     with open(path, 'rb') as f: header = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
