@@ -220,7 +220,7 @@ class DiffBatt(nn.Module):
     )->torch.Tensor: # (n, size) what `cfg.predicts` says
         return self.net(x, self.time(sinusoid(t, 32)), self.conditions(cond, keep))
 
-# %% ../nbs/40_diffbatt.ipynb #1ca13209
+# %% ../nbs/40_diffbatt.ipynb #adf7fc41
 def _keep(model, n, hidden=False): # all blocks shown, or all but those that are never hidden
     names = model.conditions.names
     return torch.tensor([float(not hidden or name in model.cfg.always) for name in names]).expand(n, -1)
@@ -238,10 +238,12 @@ def generate(self:DiffBatt,
 )->torch.Tensor: # (n, size), or (cells, n, size) with conditions
     """Draw curves in the model's representation. The noise of a curve depends on the seed and its place only, not on `batch`.
 
-    Raises `ValueError` unless all blocks are known, have the same number of rows, and `n >= 1` and `w` is finite."""
+    Raises `ValueError` unless all blocks are known, those that are never hidden are there, rows agree, and `n >= 1` and `w` is finite."""
     cond = {k: torch.tensor(np.asarray(v), dtype=torch.float32) for k, v in (cond or {}).items()}
     rows, strange = {len(v) for v in cond.values()}, sorted(set(cond) - set(dict(self.cfg.cond)))
     if strange: raise ValueError(f"this model knows the conditions {[k for k, _ in self.cfg.cond]}, got {strange}")
+    missing = [k for k in self.cfg.always if k not in cond]
+    if missing: raise ValueError(f"this model was never trained without {list(self.cfg.always)}, missing {missing}")
     if len(rows) > 1: raise ValueError(f"every block of cond needs the same number of rows, got {sorted(rows)}")
     if n < 1 or not math.isfinite(w): raise ValueError(f"n must be >= 1 and w finite, got {n} and {w}")
     cells, out = rows.pop() if rows else 1, []

@@ -103,4 +103,6 @@ def test_save_load_and_bad_folders(tmp_path):
     assert not np.array_equal(back.sample(5, seed=3).soh, back.sample(5, seed=4).soh)
     (folder/'config.json').write_text(json.dumps(dict(arch='liquid')))
     with pytest.raises(InputError, match="'liquid'"): DiffBatt.from_pretrained(folder)
+    shipped = DiffBatt(DiffBattCfg(cond=(('whole', 1), ('level', 1)), always=('whole', 'level'), width=16, depth=1))
+    with pytest.raises(ValueError, match="missing \\['whole'\\]"): shipped.sample(2)
     with pytest.raises(ValueError, match='canvas'): DiffBatt(DiffBattCfg.published()).sample(2)
