@@ -194,7 +194,7 @@ def merge_adapter(
         for layer, detour in detours: layer.weight += config['lora_alpha']/config['r']*detour
     return model
 
-# %% ../nbs/30_timer.ipynb #62095d5e
+# %% ../nbs/30_timer.ipynb #a61796d9
 LINES, PARABOLAS, MEMORIES, MEANS = (12, 24, 48, 96, 192, 384), (32, 64, 96, 192), (6, 16, 48), (1, 8, 32)
 N_CANDIDATES = len(LINES) + len(PARABOLAS) + len(MEMORIES) + len(MEANS)
 
@@ -203,7 +203,7 @@ N_CANDIDATES = len(LINES) + len(PARABOLAS) + len(MEMORIES) + len(MEANS)
 def candidates(
     length:int, # L, values in the context
     hor:int, # H
-)->torch.Tensor: # (K, H+1, L) weights; row 0 of a candidate is its value at the last point
+)->torch.Tensor: # (K, H+1, L) weights, float64; row 0 of a candidate is its value at the last point
     "Weighted least-squares extrapolations as matrices; memories longer than the context are clipped to it."
     out = torch.zeros(N_CANDIDATES, hor+1, length, dtype=torch.float64)
     kinds = [(k, 1, None) for k in LINES] + [(k, 2, None) for k in PARABOLAS] + [(8*m, 1, m) for m in MEMORIES] + [(k, 0, None) for k in MEANS]
@@ -214,21 +214,21 @@ def candidates(
         weight = torch.ones(k, dtype=torch.float64) if memory is None else torch.exp(t[:k]*k/memory)
         fit = torch.linalg.solve(basis[:k].T @ (weight[:, None]*basis[:k]), basis[:k].T*weight)
         row[:, length-k:] = basis[k-1:] @ fit
-    return out.float()
+    return out
 
-# %% ../nbs/30_timer.ipynb #86f93281
+# %% ../nbs/30_timer.ipynb #8bf57fa2
 BACK = ((12, 4), (24, 3), (48, 2), (96, 2))  # how far to step back: at most so many cycles, and this part of the context
 
 def evidence(
     z:torch.Tensor, # (batch, L) context relative to its last value, in units of its scale
 )->torch.Tensor: # (batch, K*(1+2*len(BACK))) start values, and for each step back the bias and log error of the candidates
     "How well each candidate would have forecast the recent past."
-    length = z.shape[1]
+    z, length = z.double(), z.shape[1]                                   # a parabola magnifies the last bit
     parts = [torch.asinh(2*z @ candidates(length, 1)[:, 0].T)]
     for m in (min(most, length//part) for most, part in BACK):
         err = (z[:, :length-m] @ candidates(length-m, m)[:, 1:].flatten(0, 1).T).unflatten(1, (N_CANDIDATES, m)) - z[:, None, length-m:]
         parts += [torch.asinh(2*err.mean(-1)), torch.log(err.abs().mean(-1) + 1e-3)]
-    return torch.cat(parts, 1)
+    return torch.cat(parts, 1).float()
 
 # %% ../nbs/30_timer.ipynb #1700f1f7
 @dataclass(frozen=True)
@@ -270,13 +270,13 @@ class BatteryTimer(Forecaster, arch='battery-timer'):
     @property
     def min_context(self): return self.cfg.least
 
-# %% ../nbs/30_timer.ipynb #6771335a
+# %% ../nbs/30_timer.ipynb #c6b2a225
 @patch
 def scale(self:BatteryTimer,
     ctx:torch.Tensor, # (batch, L)
 )->torch.Tensor: # (batch, 1) in SOH, never below `cfg.floor`
     "Unit of the window: deviation of the last 96 cycles."
-    return ctx[:, -96:].std(1, correction=0, keepdim=True) + self.cfg.floor
+    return (ctx[:, -96:] - ctx[:, -1:]).std(1, correction=0, keepdim=True) + self.cfg.floor          # a constant record has exactly the floor
 
 @patch
 def relative(self:BatteryTimer,
@@ -291,7 +291,7 @@ def relative(self:BatteryTimer,
     jitter = torch.log(z[:, -96:].diff(dim=1).abs().mean(1, keepdim=True) + 1e-4)
     token = self.timer.hidden(torch.asinh(z))[:, -1] if c.trunk else z.new_zeros(b, c.d)
     h = self.mix(self.read(token) + self.judge(torch.cat([evidence(z), torch.log(s), jitter, length], 1)))
-    lines = (z @ candidates(z.shape[1], c.hor).flatten(0, 1).T).unflatten(1, (N_CANDIDATES, c.hor+1))
+    lines = (z.double() @ candidates(z.shape[1], c.hor).flatten(0, 1).T).float().unflatten(1, (N_CANDIDATES, c.hor+1))
     both = torch.cat([lines[..., 1:], lines[..., 1:] - lines[..., :1]], 1)               # plain and anchored
     gates = (self.knots @ self.gate(h).unflatten(1, (c.knots, -1))).softmax(-1)          # (batch, H, 2K)
     middle = (gates.transpose(1, 2)*both).sum(1) + self.timer.lm_heads[0](token)

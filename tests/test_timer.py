@@ -250,7 +250,7 @@ def test_constant_windows_stay_constant(model, level):
     for x in (torch.full((4, 200), level), torch.full((4, 200), level) + noise):
         for L in (12, 24, 96, 200):
             q = model.quantiles(x[:, -L:])
-            assert torch.isfinite(q).all() and (q - level).abs().max() < .02
+            assert torch.isfinite(q).all() and (q - level).abs().max() < .03       # the 95 % band: the prior knows cells that drop
             assert (q[..., 3] - level).abs().max() < .002
 
 

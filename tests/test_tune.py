@@ -136,9 +136,10 @@ def test_lam_zero_is_the_pure_loss(base, two):
 
 
 def test_lam_matters_and_pulls_ends_down(base, two):
-    x = torch.cat([make_windows(c, stride=96).ctx for c in two.values()])
-    risen = [rise(tune(base, two, dataclasses.replace(FEW, lam=lam, steps=40))(x)).mean().item() for lam in (0., 50.)]
-    assert risen[1] < risen[0]
+    up = {n: dataclasses.replace(c, cycles=c.cycles.assign(soh=1.9 - c.cycles.soh)) for n, c in two.items()}         # records that rise, so that there is something to pull down
+    x = torch.cat([make_windows(c, stride=96).ctx for c in up.values()])
+    risen = [rise(tune(base, up, dataclasses.replace(FEW, lam=lam, steps=40))(x)).mean().item() for lam in (0., 50.)]
+    assert 0 <= risen[1] < risen[0]
     with pytest.raises(ValueError, match='lam must be >= 0'): tune(base, two, dataclasses.replace(FEW, lam=-.1))
 
 
@@ -173,7 +174,7 @@ def test_batches_differ_by_step_and_seed_and_lengths_are_all_used(two):
     assert not torch.equal(one(4)[1], other(4)[1][:len(one(4)[1])]) and not torch.equal(one(4)[1], one(5)[1][:len(one(4)[1])])
     gen = np.random.default_rng(0)
     share = pd.Series([draw_length(gen) for _ in range(4000)]).value_counts(normalize=True)
-    assert share[96] == pytest.approx(.5, abs=.03) and set(share.index) == {96, *tune_module.LENGTHS}
+    assert share[96] == pytest.approx(.45, abs=.03) and set(share.index) == {96, *tune_module.LENGTHS}
 
 
 def test_sets_too_short_are_left_aside_and_named(two):
@@ -225,7 +226,7 @@ def test_the_table_says_what_it_means(base, two):
 def test_leaving_out_resumes(base, two, tmp_path, monkeypatch):
     run = lambda: leave_one_set_out(base, two, {'LoRA': FEW}, stride=200, ckpt_dir=tmp_path)
     first = run()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f'leave-{n}-LoRA.pt' for n in two)
+    assert sorted(p.name.split('-')[1] for p in tmp_path.iterdir()) == sorted(two)
     def no_more(*a, **k):
         def batch(step): raise AssertionError('a finished tuning took a step')
         return batch
