@@ -163,7 +163,7 @@ def train_completion(
     models, _ = train_diffbatt(cfg, x, blocks, steps=steps, batch_size=batch_size, seeds=(seed,), lr=1.5e-3, jitter=.02, ckpt=ckpt)
     return models[0]
 
-# %% ../nbs/43_completion.ipynb #c4ce782c
+# %% ../nbs/43_completion.ipynb #aaa3d99b
 @dataclass(frozen=True)
 class Completion:
     "Drawn futures of several cells, from the last known row to the level of each."
@@ -179,6 +179,7 @@ class Completion:
         read = lambda k, s: np.interp(cycles, k, s, left=np.nan, right=np.nan)
         return np.stack([[read(k, s) for k, s in zip(ks, ss)] for ks, ss in zip(self.cycle, self.soh)])
 
+# %% ../nbs/43_completion.ipynb #69acb031
 def _known(cells:Cells, at)->list[tuple[str, np.ndarray, np.ndarray]]: # rows known as of `at`
     out = []
     for i in cells.ids:
