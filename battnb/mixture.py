@@ -30,8 +30,8 @@ def coefficients(
     if (gap := np.abs(np.einsum('hp,kpl->khl', basis, a) - E).max()) > 1e-3: raise InputError(f"continuations must be polynomials, these are off by {gap:.2g}")
     return np.concatenate([a[:, 0], a[degrees > 0, 1], a[degrees > 1, 2]])
 
-# %% ../nbs/78_mixture.ipynb #c95d4e2b
-LOGIT_BITS = 10 # logits at 2^-10 reach 32
+# %% ../nbs/78_mixture.ipynb #34b2c3a5
+LOGIT_BITS = 7 # logits at the corners, at 2^-7, reach 256; between the corners they are kept at 2^-10
 
 def exp_table()->np.ndarray: # (257,) uint16, falling
     "An exponential at 257 points from 0 to -8, in units of 2^-15; the last is zero."
@@ -64,7 +64,7 @@ def standardise(
     wide = int(nearest(2**(32 - 15 + LOOK_BITS)*np.sqrt(n)))
     return rescale(rescale(int32(c*(n*np.concatenate([diff, ends], 1) - total), 'a deviation'), one), wide)
 
-# %% ../nbs/78_mixture.ipynb #3220570e
+# %% ../nbs/78_mixture.ipynb #2d0a1617
 @dataclass(frozen=True)
 class Mix(Body):
     "Continuations of the context, weighed step by step (Eq. 1 above)."
@@ -103,7 +103,7 @@ class Mix(Body):
         return np.stack([self._at(coef, logits, int(a), int(t)) for a, t in zip(self.at, self.theta)], 1)
     def _at(self, coef, logits, at, theta):
         low, high = logits[:, at >> 12], logits[:, (at >> 12) + 1]
-        g = shares(self.exp, low + (((high - low)*(at & 4095) + 2048) >> 12))
+        g = shares(self.exp, 8*low + (((high - low)*(at & 4095) + 256) >> 9))
         a0, a1, a2 = (int32(((g*a).sum(1) + 2**14) >> 15, 'a coefficient') for a in coef)
         return (a0*2**15 + a1*theta + a2*((theta*theta + 2**14) >> 15) + 2**(self.bits + 1)) >> (self.bits + 2)
 

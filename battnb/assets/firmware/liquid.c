@@ -523,11 +523,11 @@ static int32_t mixture(const liquid_work *work, int h)
     const int16_t *low = work->logit + corner * LIQUID_FITS, *high = corner + 1 < LIQUID_KNOTS ? low + LIQUID_FITS : low;
     const int32_t part = liquid_at[h] & 4095, theta = liquid_theta[h];
     const int32_t *a1 = work->coef + LIQUID_FITS, *a2 = a1 + LIQUID_SLOPES;
-    int32_t logit[LIQUID_FITS], most = -32768, k;
+    int32_t logit[LIQUID_FITS], most = -262144, k;
     uint32_t share[LIQUID_FITS], sum = 0, one;
     int64_t y;
     for (k = 0; k < LIQUID_FITS; k++) {
-        logit[k] = low[k] + (((high[k] - low[k]) * part + 2048) >> 12);
+        logit[k] = 8 * low[k] + (((high[k] - low[k]) * part + 256) >> 9);
         if (logit[k] > most) most = logit[k];
     }
     for (k = 0; k < LIQUID_FITS; k++) {
