@@ -35,7 +35,8 @@ def tidy_table(df, opts):
     for col, key in (('dataset', 'datasets'), ('model', 'models')):
         if key in opts: df = df[df[col].isin(opts[key].replace('_', ' ').split(',') + opts[key].split(','))]
     order, sets = (list(dict.fromkeys(df[c])) for c in ('model', 'dataset'))
-    metrics = opts.get('metrics', 'mae,rmse').split(',')
+    there = set(df['metric'])
+    metrics = [k if k in there else k.replace('_', ' ') for k in opts.get('metrics', 'mae,rmse').split(',')]
     if set(df['metric']) >= {'mae', 'rmse', 'mape', 'r2', 'windows'}:
         from battnb.evaluation import summary
         pooled = summary(df, weigh=opts.get('weigh', 'cells'))
@@ -44,7 +45,7 @@ def tidy_table(df, opts):
         mean = df.groupby(['dataset', 'model', 'metric'])['value'].mean()
         value = lambda s, m, k: float(mean.get((s, m, k), float('nan')))
     cells = df[df['metric'].isin(metrics)].groupby('dataset')['cell_id'].nunique()
-    head = ['model'] + [f'{s} {k.upper()} ({cells[s]} cells)' for s in sets for k in metrics]
+    head = ['model'] + [k.replace('_', ' ') if s == 'firmware' else f'{s} {k.upper()} ({cells[s]} cells)' for s in sets for k in metrics]
     return pipe([head] + [[m] + [shown(value(s, m, k), int(opts.get('digits', 2))) for s in sets for k in metrics] for m in order])
 
 
