@@ -314,7 +314,7 @@ def choose_features(
         rows.append(dict(groups=groups, rmse=float(np.sqrt(np.mean((np.exp(p) - life)**2))), log_rmse=float(np.sqrt(np.mean((p - y)**2)))))
     return pd.DataFrame(rows).sort_values('rmse', ignore_index=True)
 
-# %% ../nbs/41_lives.ipynb #fdcecc0a
+# %% ../nbs/41_lives.ipynb #e75e7363
 @dataclass
 class EarlyLife:
     "Life and curve from early cycles: an anchor and, for each seed, a DiffBatt for what the anchor leaves open."
@@ -325,6 +325,7 @@ class EarlyLife:
     level:float              # where a curve ends, over its first point; the median of training
     stretch:float = 1.       # factor on the spread of drawn lives, from calibration
 
+# %% ../nbs/41_lives.ipynb #4037b0e9
 def _curves_to(part:Part, life:np.ndarray)->Draws: # records from their first point to the given life, or their end
     u, out, last = np.linspace(0, 1, GRID), [], []
     for i, L in zip(part.cells.ids, life):
