@@ -74,11 +74,11 @@ def _xlsx_source(path:Path, rows:int)->Source:
     told = [note('sheets', f"read sheets {', '.join(f[0] for f in same)} of {', '.join(names)}")] if len(names) > 1 else []
     return Source(vendor(','.join(names + titles)), titles, batches, {}, told)
 
-# %% ../nbs/04_cyclers.ipynb #ab4b2cf6
+# %% ../nbs/04_cyclers.ipynb #d0954743
 def _xls_source(path:Path, rows:int)->Source:
     try: sheets = _xls_sheets(path.read_bytes())
     except InputError: raise
-    except Exception as e: raise InputError(f"not a readable Excel workbook: {type(e).__name__}: {str(e)[:200]}") from None
+    except Exception as e: raise InputError(f"not a readable Excel workbook, save it as .xlsx or CSV: {type(e).__name__}: {str(e)[:120]}") from None
     titled = [(name, k, ['' if x is None else str(x) for x in row]) for name, table in sheets.items() for k, row in enumerate(table[:60])]
     found = [t for t in titled if is_series(match_columns(t[2]))]
     if not found: raise InputError(f"no sheet with time, voltage and current among: {', '.join(sheets)}")
