@@ -107,7 +107,7 @@ def own_word(
     z = np.array([NormalDist().inv_cdf((1 + p)/2) for p in GRID])
     return Conformal({u: {'': z} for u in UNITS}, {'': 0}, None, tuple(qlevels), dict(source='the network itself'))
 
-# %% ../nbs/85_outlook.ipynb #5ddd623d
+# %% ../nbs/85_outlook.ipynb #f01df5a0
 def _rolled(once:Callable, horizon:int)->Callable: # a fixed horizon becomes any: forecast, append, forecast
     def call(ctx, h):
         import torch
@@ -142,6 +142,7 @@ def _network(folder:Path, name:str)->Predictor:
     from battnb.timer import extend
     return Predictor(name, net.min_context, net.context, net.horizon, lambda x, h: extend(net, x, h), conf or own_word(net.cfg.levels), folder, lambda x, h: extend(net, x, h, least=10**9))
 
+# %% ../nbs/85_outlook.ipynb #3c84bf9f
 def load_net(
     folder:str|Path, # of a saved network
 )->'Forecaster': # in evaluation mode
@@ -327,7 +328,7 @@ def _warn(predictor:Predictor, level:tuple, unit:str='point')->None: # what a re
         if open_: said = f"{predictor.name} was calibrated on {predictor.conf.cells['']} cells, too few for {', '.join(f'{p:g}' for p in open_)} %: no interval"
     if said: warnings.warn(said, stacklevel=3)
 
-# %% ../nbs/85_outlook.ipynb #22efca98
+# %% ../nbs/85_outlook.ipynb #f5d31a73
 def life(
     df, # cycle table, Cells, a path or anything else that `as_cells` reads
     eol:float=.8, # SOH that ends a life, fraction of the stated reference
@@ -361,15 +362,6 @@ def _observed(cells:Cells, eol:float, at)->dict[str, dict]: # life rows of the c
     before = table[table.eol_cycle.isna() & table.reason.str.startswith('starts')]
     return rows | {r.cell_id: _life_row(r.cell_id, end[r.cell_id], None, None, int(r.hi), r.reason) for r in before.itertuples()}
 
-def _drawer(model)->Path|None: # the folder of a model that draws whole lives; None for any other model
-    folder = next((p for p in (Path(str(model)).expanduser(), weights_dir()/str(model)) if (p/'config.json').is_file()), None) if isinstance(model, (str, Path)) and str(model) else None
-    return folder if folder is not None and _config(folder).get('arch') == 'diffbatt' else None
-
-def _drawn_lives(cells:Cells, eol:float, folder:Path, level:float, at)->pd.DataFrame: # life table from drawn futures
-    from battnb.completion import life as drawn
-    keep = ['cell_id', 'cutoff', 'eol_cycle', 'rul', 'lo', 'hi', 'censored', 'reason']
-    return drawn(folder, cells, eol=eol, at=at, level=level)[keep]
-
 def _life_row(cell_id, cutoff, eol_cycle=None, lo=None, hi=None, reason='')->dict:
     rul = None if eol_cycle is None else max(0, int(eol_cycle) - int(cutoff))
     return dict(cell_id=cell_id, cutoff=int(cutoff), eol_cycle=eol_cycle, rul=rul, lo=lo, hi=hi, censored=eol_cycle is None, reason=reason)
@@ -401,6 +393,16 @@ def _crossed(axis:Axis, mid:np.ndarray, edges:list, eol:float)->tuple[dict, bool
     if eol_cycle is None: why = f'no crossing of {eol:g} within {h*axis.step} cycles; the forecast ends at {mid[-1]:.3f}'
     else: why = 'forecast' if hi is not None else 'forecast, without interval' if not edges else f'forecast; the upper edge does not cross within {h*axis.step} cycles'
     return _life_row(axis.cell_id, axis.cycle[-1], eol_cycle, lo, hi, why), h in at
+
+# %% ../nbs/85_outlook.ipynb #0ca88ca7
+def _drawer(model)->Path|None: # the folder of a model that draws whole lives; None for any other model
+    folder = next((p for p in (Path(str(model)).expanduser(), weights_dir()/str(model)) if (p/'config.json').is_file()), None) if isinstance(model, (str, Path)) and str(model) else None
+    return folder if folder is not None and _config(folder).get('arch') == 'diffbatt' else None
+
+def _drawn_lives(cells:Cells, eol:float, folder:Path, level:float, at)->pd.DataFrame: # life table from drawn futures
+    from battnb.completion import life as drawn
+    keep = ['cell_id', 'cutoff', 'eol_cycle', 'rul', 'lo', 'hi', 'censored', 'reason']
+    return drawn(folder, cells, eol=eol, at=at, level=level)[keep]
 
 # %% ../nbs/85_outlook.ipynb #f770f2ad
 def synth(

@@ -404,7 +404,7 @@ def deploy_student(plan:Plan, cfg:RunCfg, seed:int, chosen:str, students:Path, o
     if done['mismatches']: raise InputError(f"the firmware differs from its specification in {done['mismatches']} of {done['checked']} outputs; please report this")
     return done | dict(calibration=told)
 
-# %% ../nbs/88_pipeline.ipynb #c8b3d59c
+# %% ../nbs/88_pipeline.ipynb #d7a7ee25
 def judge(plan:Plan, cfg:RunCfg, seed:int, out:Path)->tuple[pd.DataFrame, list[dict]]: # results, coverage rows
     "Scores on test cells and unseen sets."
     from battnb.deploy import load_int
@@ -422,6 +422,7 @@ def judge(plan:Plan, cfg:RunCfg, seed:int, out:Path)->tuple[pd.DataFrame, list[d
             rows += _coverage(dict(teacher=load_model(out/'teacher'), **{'student int8': load_model(out/'firmware')}), windows, name, role, cfg.stride)
     return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['role'])), rows
 
+# %% ../nbs/88_pipeline.ipynb #9eb6f423
 def _coverage(predictors:dict[str, Predictor], windows, dataset:str, role:str, every:int)->list[dict]: # a row a model, level and unit
     from battnb.uncertainty import coverage
     rows = []
