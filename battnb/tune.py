@@ -175,7 +175,7 @@ def _shorten(lora, share): # every detour scaled, in the layers and in the confi
         if hasattr(m, 'lora_A'): m.scaling = {k: v*share for k, v in m.scaling.items()}
     lora.peft_config['default'].lora_alpha *= share
 
-# %% ../nbs/33_tune.ipynb #f64888c1
+# %% ../nbs/33_tune.ipynb #d3ed8395
 def leave_one_set_out(
     base:BatteryTimer,
     sets:dict[str, Cells], # measured cells available for training, by set
@@ -208,7 +208,9 @@ def leave_one_set_out(
     return pd.DataFrame(rows)
 
 def choose(
-    table:pd.DataFrame, # as from `leave_one_set_out`
+    table:pd.DataFrame, # as from `leave_one_set_out`, candidates from the simplest to the most elaborate
+    margin:float=.005, # relative gain below which the simpler candidate is kept
 )->str: # name of the candidate
-    "The candidate with the smallest geometric mean ratio over the left-out sets."
-    return np.exp(np.log(table.assign(ratio=table.ratio).pivot_table(index='held_out', columns='candidate', values='ratio', sort=False)).mean()).idxmin()
+    "The first candidate whose geometric mean ratio over the left-out sets is within the margin of the smallest."
+    mean = np.exp(np.log(table.pivot_table(index='held_out', columns='candidate', values='ratio')).mean())
+    return next(c for c in table.candidate.unique() if mean[c] <= (1 + margin)*mean.min())
