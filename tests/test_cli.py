@@ -265,7 +265,7 @@ def test_interrupt_is_130_and_says_what_next(own, base, tmp_path):
 def test_run_refuses(cli, own, tmp_path):
     assert 'give the cells once' in cli('run', own, '--data', own, ok=1).stderr
     assert 'there is no file' in cli('run', 'nowhere.csv', '-o', tmp_path/'x', ok=1).stderr
-    table().groupby('cell_id').head(12).to_csv(tmp_path/'short.csv', index=False)
+    table().groupby('cell_id').head(8).to_csv(tmp_path/'short.csv', index=False)
     assert 'needs' in cli('run', tmp_path/'short.csv', '--preset', 'tiny', '-o', tmp_path/'x', ok=1).stderr.splitlines()[-1]
 
 
