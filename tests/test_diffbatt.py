@@ -2,8 +2,8 @@
 import json
 import numpy as np, pytest, torch
 from battnb.core import InputError
-from battnb.diffbatt import (Attention, CycleEncoder, DiffBatt, DiffBattCfg, Draws, Down, Res, UNet, Up, decode, encode, fit_diffbatt, from_modes, levels_below, sinusoid, to_modes, train_diffbatt)
-from battnb.diffusion import SAMPLERS, clean, draw, levels_of, noised, schedule, target
+from battnb.diffbatt import (Attention, DiffBatt, DiffBattCfg, Draws, Down, Res, Up, decode, encode, fit_diffbatt, from_modes, levels_below, sinusoid, to_modes, train_diffbatt)
+from battnb.diffusion import clean, draw, levels_of, noised, schedule, target
 from battnb.simulate import simulate_fleet
 
 def count(m): return sum(p.numel() for p in m.parameters())

@@ -7,7 +7,7 @@ from battnb.core import torch_stream
 from battnb.distill import Committee, Recipe, Stage, cell_mae, distill, states_of, teacher_key, teacher_outputs, two_stage
 from battnb.liquid import LiquidCfg, LiquidForecaster
 from battnb.students import student
-from battnb.terms import TERMS, Aligner, alpha_beta, blend, horizon_weights, masses, quantile, quantile_truth, response_kl, response_tilted, trajectory, truth
+from battnb.terms import TERMS, Aligner, alpha_beta, blend, horizon_weights, masses, quantile, quantile_truth, response_kl, response_tilted, truth
 from battnb.trend import trend_penalty
 
 GEN = torch_stream(0, 'test')

@@ -1,6 +1,5 @@
 """What can go wrong around a run: no space, no permission, interruption, damaged and hostile files. Each ends in one sentence, and nothing is lost."""
 import json, os, resource, shutil, signal, subprocess, sys, time
-from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from battnb.core import InputError
 

@@ -1,5 +1,5 @@
 "Files of other houses, written here as their programs write them: testers, loggers, summary tables, spreadsheets; and what is refused, with its sentence."
-import base64, io, json, subprocess, sys, zlib
+import base64, io, json, subprocess, zlib
 import numpy as np
 import pandas as pd
 import pytest

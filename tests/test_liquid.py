@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from battnb.core import InputError, torch_stream
 from battnb.forecaster import load_forecaster
 from battnb.liquid import CfC, DLNet, DLNetCfg, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster, check_euler, euler_step, fused_step, line_matrix, unroll
-from battnb.ltc import LTC, Wiring, auto_ncp, dense_wiring, from_ncps, ncp_wiring, random_wiring
+from battnb.ltc import LTC, Wiring, auto_ncp, dense_wiring, from_ncps, random_wiring
 from battnb.recurrent import CELLS, RecurrentCfg, RecurrentForecaster
 from battnb.stream import Stream, StreamCfg, fill, lose
 from battnb.training import fit

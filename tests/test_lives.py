@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from battnb.completion import LEAST, calibrate_completion, context, drawn_cells, examples, kind_of, known_part, life, life_interval, save_completion, split_off, synthesise, train_completion
 from battnb.core import InputError
 from battnb.data import Cells
-from battnb.lives import BENCHES, Anchor, Bench, baselines, benchmark, calibrate_early, change, crps_draws, draw_early, fit_early, imputed, life_error, made_up, nominal_life, rates, released_life, score_lives
+from battnb.lives import BENCHES, Anchor, baselines, benchmark, calibrate_early, change, crps_draws, draw_early, fit_early, imputed, life_error, made_up, nominal_life, rates, released_life, score_lives
 from battnb.simulate import simulate_fleet
 
 REAL = pytest.mark.skipif(not (Path(os.environ.get('BATTNB_DATA', '/nowhere'))/'early_dq.npz').is_file(), reason='needs BATTNB_DATA/early_dq.npz')

@@ -1,7 +1,6 @@
 """Teachers: one face for our own models, ensembles, draws of curves and published foundation models (tiny checkpoints written with the packages' own classes)."""
 import dataclasses, json, sys, textwrap
 import numpy as np, pytest, torch
-from torch import nn
 from battnb.core import InputError, torch_stream, weights_dir
 from battnb.distill import Recipe, distill, teacher_key, teacher_outputs
 from battnb.forecaster import load_forecaster
