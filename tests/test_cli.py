@@ -51,7 +51,7 @@ def test_help_is_fast_and_has_examples(cli):
 
 @pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
 def test_shell_completion(cli, shell):
-    assert 'battnb' in cli('--show-completion', shell, ok=0).stdout
+    assert 'battnb' in cli('--show-completion', shell, ok=0, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION='1').stdout       # whatever shell runs this test
     words = cli(_BATTNB_COMPLETE='complete_bash', COMP_WORDS='battnb forecast x.csv --model ', COMP_CWORD='4').stdout.split()
     assert 'battery-timer' in words and 'persistence' in words
     assert {'forecast', 'life', 'synth'} <= set(cli(_BATTNB_COMPLETE='complete_bash', COMP_WORDS='battnb ', COMP_CWORD='1').stdout.split())
@@ -231,7 +231,9 @@ def own(tmp_path_factory):
     two.assign(cell_id='meine ' + two.cell_id.astype(str)).to_csv(path, index=False)
     return path
 
-def start(own, out, base): return subprocess.Popen(['battnb', 'run', str(own), '--out', str(out), '--preset', 'tiny', '--base', base], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+def start(own, out, base): # with an interrupt that is heard, even where this test runs in the background
+    return subprocess.Popen(['battnb', 'run', str(own), '--out', str(out), '--preset', 'tiny', '--base', base], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 def test_killed_and_resumed_gives_the_same_numbers(cli, own, base, tmp_path):
     "kill -9 as soon as the students are being trained; then once more when the choice is being made."

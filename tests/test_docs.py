@@ -23,7 +23,7 @@ def site(project_copy):
     import subprocess
     copy = project_copy()
     add_sample(copy)
-    out = BUILD/'site'
+    out = BUILD/f"site{os.environ.get('PYTEST_XDIST_WORKER', '')}"        # each worker its own: the group above is a wish, not a lock
     r = subprocess.run([sys.executable, copy/'tools'/'docs.py', '--root', copy, '--out', out, '--renderer', 'pandoc'], cwd=copy, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     return out
