@@ -153,6 +153,7 @@ def check(
         for f, (more, remarks, ok) in zip(files, done): _print_check(f, more, remarks, ok)
     raise typer.Exit(0 if all(ok for *_, ok in done) else 1)
 
+# %% ../nbs/90_app.ipynb #07bab3d7
 def _check_one(file:str, nominal_ah)->tuple[list[dict], list[str], bool]: # an unreadable file is a finding, not a crash
     from battnb.core import InputError, say
     try: return check_table(file, nominal_ah)

@@ -117,6 +117,7 @@ class Conditioned(BatteryTimer, arch='battery-timer-film'):
         try: return super().relative(ctx)
         finally: handle.remove()
 
+# %% ../nbs/32_covariates.ipynb #d488418a
 @patch
 def quantiles(self:Conditioned,
     ctx:torch.Tensor, # (batch, L) SOH

@@ -57,6 +57,7 @@ def _sheets(path:Path)->tuple[list, list]:
                 if is_series(match_columns(titles)): found.append((sheet.title, k, titles)); break
     return found, names
 
+# %% ../nbs/04_cyclers.ipynb #e4ca1c2b
 def _xlsx_source(path:Path, rows:int)->Source:
     try: found, names = _sheets(path)
     except InputError: raise

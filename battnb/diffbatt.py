@@ -480,6 +480,7 @@ def fit_diffbatt(
     models, _ = train_diffbatt(cfg, x, dict(level=np.log(1 - level)[:, None], **blocks), steps=steps, batch_size=batch_size, seeds=(seed,), jitter=.05, ckpt=ckpt)
     return models[0]
 
+# %% ../nbs/40_diffbatt.ipynb #e289d4e3
 @patch
 def sample(self:DiffBatt,
     n:int, # curves

@@ -97,6 +97,7 @@ def ddim(denoise:Denoise, x:torch.Tensor, abar:torch.Tensor, steps:int, gen:torc
         a, b = abar[t], abar[ts[i+1]]
         x = b.sqrt().to(x)*x0 + ((1-b)/(1-a)).sqrt().to(x)*(x - a.sqrt().to(x)*x0)
 
+# %% ../nbs/39_diffusion.ipynb #b27ffc5d
 def dpm(denoise:Denoise, x:torch.Tensor, abar:torch.Tensor, steps:int, gen:torch.Generator=None)->torch.Tensor:
     "DPM-Solver++ 2M (Eq. 2 above)."
     ts, before, h_before = levels_of(steps, abar), None, None

@@ -53,6 +53,7 @@ class FanCfg:
         n = len(self.levels)
         if n % 2 == 0 or self.levels[n//2] != .5: raise ValueError(f"levels must be odd in number with 0.5 in the middle, got {self.levels}")
 
+# %% ../nbs/63_fan.ipynb #e34ef0ec
 class Fan(Forecaster, arch='fan'):
     "A student whose forecast opens into quantiles."
     Cfg = FanCfg

@@ -157,6 +157,7 @@ class Cell(Body):
         for i in range(0, diff.shape[1], patch): s = self.step(s, diff[:, i:i+patch], tally)
         return s
 
+# %% ../nbs/76_integers.ipynb #6e817567
 class FusedCell(Cell):
     "The fused step (Eq. 3 above)."
     kind = 'fused'

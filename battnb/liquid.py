@@ -332,6 +332,7 @@ class DLNetCfg:
     dropout:float = .1 # in training only
     seed:int = 0 # of the initial weights
 
+# %% ../nbs/50_liquid.ipynb #5bccd9f2
 class DLNet(Forecaster, arch='dlnet'):
     "Encoder, a few explicit steps of a small differential equation, decoder (Eq. 9 above)."
     Cfg = DLNetCfg

@@ -106,6 +106,7 @@ def canvas_of(
         out.append(np.where(at <= k[-1], np.interp(at, k, s/s[0]), 0.))
     return np.stack(out)
 
+# %% ../nbs/41_lives.ipynb #62406c91
 def make_part(
     cells:Cells, # records, in the order of `dq`
     dq:np.ndarray, # (n, cycles, volts) over nominal capacity
@@ -288,6 +289,7 @@ class Anchor:
     def __call__(self, x:np.ndarray)->tuple[np.ndarray, np.ndarray]: # (m, k) -> mean (m,) and sd (m,) of ln(life)
         return self.gp.predict(self.scaled(x), return_std=True)
 
+# %% ../nbs/41_lives.ipynb #0fcdf0c0
 def cross_fitted(
     x:np.ndarray, # (n, k) features
     y:np.ndarray, # (n,) ln(life)

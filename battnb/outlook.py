@@ -39,6 +39,7 @@ def _is_raw(path:Path)->bool: # a folder, or a file of samples rather than cycle
     try: return path.is_dir() or is_raw(path) is not None
     except (OSError, ValueError, EOFError): return False                    # whatever it is, `read_cycles` says so better
 
+# %% ../nbs/85_outlook.ipynb #e15bc19c
 def raw_table(
     source, # anything that `as_cells` takes
     nominal_ah:float|None=None, # nominal capacity in Ah
@@ -99,6 +100,7 @@ class Predictor:
         how = dict(none='no intervals', calibrated=f"intervals calibrated on {self.conf.cells[''] if self.conf else 0} cells")
         return f"<b>{self.name}</b>: reads {self.least} to {self.most:,} steps, forecasts {min(self.horizon, 100_000):,} at a time; {how.get(self.spread, 'intervals are its own word, unchecked')}"
 
+# %% ../nbs/85_outlook.ipynb #d30392d8
 def own_word(
     qlevels:tuple, # levels of a network's quantiles
 )->'Conformal': # calibrated on no cell
@@ -215,6 +217,7 @@ def _known(cycle:np.ndarray, at, cell_id:str)->int: # rows up to the cut-off
     cut = _cut(at, cell_id)
     return len(cycle) if cut is None else int(np.searchsorted(cycle, cut, 'right'))
 
+# %% ../nbs/85_outlook.ipynb #2c30022d
 def batches(
     axes:list[Axis],
     most:int, # longest context to use
@@ -312,6 +315,7 @@ def forecast(
     if level: _warn(predictor, level, band)
     return _table(axes, h, {predictor.name: mid} | bands)
 
+# %% ../nbs/85_outlook.ipynb #df27a0a9
 def _table(axes:list[Axis], h:int, values:dict[str, np.ndarray])->pd.DataFrame: # (cells, h) arrays as rows
     cycle = np.stack([a.ahead(h) for a in axes])
     truth = np.full(cycle.shape, np.nan, np.float32)

@@ -91,6 +91,7 @@ def found(
     if df.feasible.any(): df.loc[df.feasible, 'front'] = pareto_front(df[df.feasible], list(objectives))
     return df
 
+# %% ../nbs/83_search.ipynb #8bed9335
 def search(
     evaluate:Callable[[dict], dict], # settings -> score; with several jobs it must be picklable
     space:Callable, # Optuna trial -> settings

@@ -92,6 +92,7 @@ def lose(
     out[:, -1] = 1.
     return out
 
+# %% ../nbs/54_stream.ipynb #59c4b0a2
 def fill(
     x:torch.Tensor, # (batch, n)
     present:torch.Tensor, # (batch, n) 1 or 0; the last column is 1
@@ -121,6 +122,7 @@ class StreamCfg:
         object.__setattr__(self, 'memories', tuple(map(float, self.memories)))
         if not self.memories or min(self.memories) <= 0: raise ValueError(f"memories must be > 0 cycles, got {self.memories}")
 
+# %% ../nbs/54_stream.ipynb #85fece7d
 class Stream(Forecaster, arch='stream'):
     "Fading-memory continuations, mixed by a gate that a liquid layer advises (Eq. 3 above)."
     Cfg = StreamCfg

@@ -35,6 +35,7 @@ def _tf():
     import tensorflow as tf
     return tf
 
+# %% ../nbs/82_tflite.ipynb #ee03be27
 def convert(
     f:Callable, # of tensors, made of TensorFlow operators
     shapes:list[tuple], # of its inputs, batch of one
@@ -121,6 +122,7 @@ def feed_forward(
         return y if skip is None else y + tf.matmul(u, skip.T)
     return f
 
+# %% ../nbs/82_tflite.ipynb #a7cd590d
 def export(
     model, # as for `feed_forward`
     calib_ctx, # (n, ctx) SOH of training cells

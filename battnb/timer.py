@@ -300,6 +300,7 @@ def relative(self:BatteryTimer,
     below, above = width[..., :n].flip(-1).cumsum(-1).flip(-1), width[..., n:].cumsum(-1)
     return middle[..., None] + torch.cat([-below, torch.zeros_like(middle)[..., None], above], -1)
 
+# %% ../nbs/30_timer.ipynb #5cfaf47b
 @patch
 def quantiles(self:BatteryTimer,
     ctx:torch.Tensor, # (batch, L) SOH, L at least `min_context`

@@ -38,6 +38,7 @@ def _look(models, average, valid, best, kept):
         with torch.inference_mode(): value = float(valid(model)) if valid else -math.inf
         if value < best[i] or not valid: best[i], kept[i] = value, state
 
+# %% ../nbs/23_together.ipynb #39759823
 def fit_together(
     models:list[nn.Module], # k networks of one shape, trained in place
     batches:list[Callable[[int], tuple]], # for each: step -> (input, *targets); numbers among the targets are allowed

@@ -120,6 +120,7 @@ def record_batches(
         return torch.from_numpy(x[:, :length]), torch.from_numpy(x[:, length:])
     return batch
 
+# %% ../nbs/33_tune.ipynb #ffcfc315
 def _rows(records, n, length, gen, stretched): # (n, length) float32 from one set
     if stretched or not any(len(r) >= length for r in records):
         usable = [r for r in records if len(r) > length/3+2]
@@ -146,6 +147,7 @@ def fingerprint(
     for n, c in sets.items(): h.update(f'{n} {c.ids}'.encode() + np.ascontiguousarray(c.cycles.soh.to_numpy(np.float32)).tobytes())
     return h.hexdigest()[:16]
 
+# %% ../nbs/33_tune.ipynb #434fc1c4
 def tune(
     base:BatteryTimer, # left as it is
     sets:dict[str, Cells], # measured cells of the training side, by set

@@ -237,6 +237,7 @@ def scores(self:Conformal,
     "How far out the truth lies, in calibrated widths."
     return _score(targ, *_knots(pred, self.qlevels, self.ruler if ruler is None else ruler))
 
+# %% ../nbs/22_uncertainty.ipynb #fb55ee58
 @patch
 def bands(self:Conformal,
     pred:np.ndarray, # (n, H) or (n, H, Q), as in `calibrate`
@@ -419,6 +420,7 @@ def start(self:Conformal,
     r = self.at(near, unit, group) if near < 1 else np.inf
     return r if np.isfinite(r) else self.at(level, unit, group)
 
+# %% ../nbs/22_uncertainty.ipynb #6638b8d3
 def follow(
     scores:np.ndarray, # (n, T, H) of earlier forecasts, oldest first, from `Conformal.scores`; NaN where unanswered or not made
     radius:float|np.ndarray, # (n,) radius that each cell starts with
