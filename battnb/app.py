@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'File', 'Json', 'Nominal', 'Out', 'ModelOpt', 'Drop', 'harmless', 'as_text', 'save_table', 'give', 'least',
            'check_table', 'check', 'forecast', 'life', 'synth', 'deploy', 'firmware_line', 'models', 'data',
-           'data_table', 'run', 'studies', 'find_study', 'read_parameters', 'rerun', 'joined_pairs', 'main']
+           'data_table', 'run', 'studies', 'find_study', 'read_parameters', 'rerun', 'joined_pairs',
+           'hearing_interrupts', 'main']
 
 # %% ../nbs/90_app.ipynb #ea1e4917
-import sys
+import signal, sys, threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 import typer
@@ -443,28 +445,46 @@ def joined_pairs(
         i += 3 if is_pair else 1
     return out
 
+# %% ../nbs/90_app.ipynb #32c270fd
 _STOPPED = 'interrupted; a run continues where it stopped'
 
+@contextmanager
+def hearing_interrupts():
+    "Within it, the list it gives holds an entry once Ctrl-C was pressed."
+    heard = []
+    def hear(*_): heard.append(True); raise KeyboardInterrupt
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours: signal.signal(signal.SIGINT, hear)
+    try: yield heard
+    finally:
+        if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# %% ../nbs/90_app.ipynb #ce202f4d
 def _note(message, category, filename, lineno, file=None, line=None): print(f'note: {message}', file=sys.stderr)
+
+def _ending(
+    e:BaseException, # what ended the command
+    heard:list, # not empty after Ctrl-C
+)->tuple[int, str]: # exit status and the sentence for standard error; programming errors are raised again
+    "What a shell and a person are told about an error."
+    import errno, os
+    if heard or isinstance(e, (KeyboardInterrupt, typer.Abort)): return 130, _STOPPED
+    if isinstance(e, OSError) and e.errno != errno.EPIPE: return 1, f"{e.strerror or e}{f': {e.filename!r}' if e.filename else ''}"
+    if isinstance(e, OSError): os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 0, ''   # `| head` has seen enough
+    if hasattr(e, 'show') and hasattr(e, 'exit_code'): e.show(); return e.exit_code, ''     # the parser's own refusals
+    if type(e).__name__ == 'InputError': return 1, str(e)
+    if isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith('battnb'): return 1, f'this needs the package {e.name}, which is not installed; see the extras in the guide'
+    raise e
 
 def main(
     args:list[str]|None=None, # without the program's name; None takes those of the process
 )->None: # exits
     "The command `battnb`."
-    import errno, os, warnings
+    import warnings
     warnings.showwarning = _note
     for kind in (FutureWarning, DeprecationWarning): warnings.simplefilter('ignore', kind)
-    code, said = 0, ''
-    try: code = app(joined_pairs(list(sys.argv[1:] if args is None else args)), prog_name='battnb', standalone_mode=False) or 0; sys.stdout.flush(); said = _STOPPED if code == 130 else ''
-    except (KeyboardInterrupt, typer.Abort): code, said = 130, _STOPPED
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)     # `| head` has seen enough
-    except OSError as e:
-        if e.errno == errno.EPIPE: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        else: code, said = 1, f"{e.strerror or e}{f': {e.filename!r}' if e.filename else ''}"
-    except Exception as e:
-        if hasattr(e, 'show') and hasattr(e, 'exit_code'): e.show(); code = e.exit_code # the parser's own refusals
-        elif type(e).__name__ == 'InputError': code, said = 1, str(e)
-        elif isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith('battnb'): code, said = 1, f'this needs the package {e.name}, which is not installed; see the extras in the guide'
-        else: raise
-    if said: print('battnb: ' + ' '.join(said.split()), file=sys.stderr)
+    with hearing_interrupts() as heard:
+        try: code = app(joined_pairs(list(sys.argv[1:] if args is None else args)), prog_name='battnb', standalone_mode=False) or 0; sys.stdout.flush(); said = _STOPPED if code == 130 else ''
+        except (Exception, KeyboardInterrupt) as e: code, said = _ending(e, heard)
+        if said: print('battnb: ' + ' '.join(said.split()), file=sys.stderr)
     sys.exit(code)

@@ -264,6 +264,18 @@ def test_interrupt_is_130_and_says_what_next(own, base, tmp_path):
     err = p.stderr.read()
     assert p.wait(60) == 130 and 'continues where it stopped' in err and 'Traceback' not in err
 
+def test_interrupt_inside_a_loading_module_is_an_interrupt_too(tmp_path):
+    "Compiled modules turn the KeyboardInterrupt of their loading into an ImportError: that once ended with 1 and a traceback."
+    code = """if True:
+        import signal, typer, battnb.app as app
+        def work():
+            try: signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt: raise ImportError('initialization failed') from None
+        app.app = lambda *_, **__: work()
+        app.main(['check'])"""
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert r.returncode == 130 and 'continues where it stopped' in r.stderr and 'Traceback' not in r.stderr
+
 def test_run_refuses(cli, own, tmp_path):
     assert 'give the cells once' in cli('run', own, '--data', own, ok=1).stderr
     assert 'there is no file' in cli('run', 'nowhere.csv', '-o', tmp_path/'x', ok=1).stderr
