@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GAIN', 'scale', 'Student', 'DLinearCfg', 'DLinear', 'PaiFilterCfg', 'PaiFilter', 'LightTSCfg', 'LightTS',
-           'ITransformerCfg', 'ITransformer', 'MLPCfg', 'MLP', 'extrapolators', 'GateCfg', 'Gate', 'student']
+           'ITransformerCfg', 'ITransformer', 'MLPCfg', 'MLP', 'polynomials', 'extrapolators', 'GateCfg', 'Gate',
+           'student']
 
 # %% ../nbs/51_students.ipynb #e460c672
 import contextlib, math
@@ -228,26 +229,38 @@ class MLP(Student, arch='mlp'):
     def encode(self, z): return self.layers(z)
     def decode(self, h, z): return self.out(h) if self.skip is None else self.out(h) + self.skip(z)
 
-# %% ../nbs/51_students.ipynb #cfaef84a
+# %% ../nbs/51_students.ipynb #56301279
+def polynomials(
+    ctx:int, # context length
+    hor:int, # horizon
+    fits:tuple[tuple[int, int], ...], # (degree, last cycles) of each polynomial
+)->torch.Tensor: # (len(fits), highest degree + 1, ctx), double
+    """Rows that turn a context into the coefficients of its continuations, in powers of step over horizon.
+
+    Raises `ValueError` unless degree < cycles <= ctx."""
+    out = torch.zeros(len(fits), max(degree for degree, _ in fits) + 1, ctx, dtype=torch.float64)
+    for rows, (degree, k) in zip(out, fits):
+        if not 0 <= degree < k <= ctx: raise ValueError(f"a fit needs degree < cycles <= {ctx}, got {(degree, k)}")
+        powers = torch.arange(degree + 1)
+        past = (torch.arange(1 - k, 1, dtype=torch.float64)[:, None]/k)**powers              # (k, degree + 1), 0 is the newest cycle
+        fit = torch.linalg.pinv(past)
+        now = past[-4:].mean(0)                              # what the fit says of the newest four, on average
+        rows[1:degree + 1, -k:] = fit[1:]*(hor/k)**powers[1:, None]
+        rows[0, -k:] -= now[1:] @ fit[1:]
+        rows[0, -4:] += .25
+    return out
+
 def extrapolators(
     ctx:int, # context length
     hor:int, # horizon
     fits:tuple[tuple[int, int], ...], # (degree, last cycles) of each polynomial
 )->torch.Tensor: # (len(fits), hor, ctx)
-    """Matrices that continue a least-squares polynomial through the last cycles, shifted through the mean of the newest four.
+    "The same continuations as matrices, step by step. Raises `ValueError` as `polynomials` does."
+    rows = polynomials(ctx, hor, fits)
+    theta = torch.arange(1, hor + 1, dtype=torch.float64)/hor
+    return torch.einsum('hp,kpl->khl', theta[:, None]**torch.arange(rows.shape[1]), rows).float()
 
-    Raises `ValueError` unless degree < cycles <= ctx."""
-    out = torch.zeros(len(fits), hor, ctx, dtype=torch.float64)
-    recent = torch.zeros(ctx, dtype=torch.float64); recent[-4:] = .25
-    for row, (degree, k) in zip(out, fits):
-        if not 0 <= degree < k <= ctx: raise ValueError(f"a fit needs degree < cycles <= {ctx}, got {(degree, k)}")
-        powers = torch.arange(degree + 1)
-        past, future = (torch.arange(a, b, dtype=torch.float64)[:, None]/k for a, b in ((1 - k, 1), (1, hor + 1)))
-        fit = torch.zeros(degree + 1, ctx, dtype=torch.float64); fit[:, -k:] = torch.linalg.pinv(past**powers)
-        now = (past[-4:]**powers).mean(0)                    # what the fit says of the newest four, on average
-        row.copy_(recent + (future**powers - now) @ fit)
-    return out.float()
-
+# %% ../nbs/51_students.ipynb #56e6d7bb
 @dataclass(frozen=True)
 class GateCfg:
     "Settings of `Gate`."
@@ -260,21 +273,24 @@ class GateCfg:
     seed:int = 0 # of the initial weights
     def __post_init__(self): object.__setattr__(self, 'fits', tuple(map(tuple, self.fits))) # lists, as JSON has them, are as good
 
-# %% ../nbs/51_students.ipynb #9e59ff27
+# %% ../nbs/51_students.ipynb #87d41edf
 class Gate(Student, arch='gate'):
     "A mixture of polynomial continuations, weighted by a small network that looks at the window and at their disagreement."
     Cfg = GateCfg
     def build(self, cfg):
-        K = len(cfg.fits)
-        self.register_buffer('fits', extrapolators(cfg.ctx, cfg.hor, cfg.fits), persistent=False)
+        K, rows, theta = len(cfg.fits), polynomials(cfg.ctx, cfg.hor, cfg.fits).float(), torch.arange(1, cfg.hor + 1)/cfg.hor
+        self.register_buffer('rows', rows, persistent=False)                                 # (K, powers, ctx)
+        self.register_buffer('powers', theta**torch.arange(rows.shape[1])[:, None], persistent=False)         # (powers, hor)
         at = torch.linspace(0, cfg.knots - 1, cfg.hor)
         self.register_buffer('hats', (1 - (at[:, None] - torch.arange(cfg.knots)).abs()).clamp(min=0), persistent=False)   # (hor, knots)
         self.look, self.inner, self.out = nn.Linear(cfg.ctx + K, cfg.width), nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, K*cfg.knots)
         nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
-    def continuations(self, z): return torch.einsum('khl,bl->bkh', self.fits, z)         # (batch, K, hor)
+    @property
+    def fits(self): return extrapolators(self.cfg.ctx, self.cfg.hor, self.cfg.fits)          # (K, hor, ctx)
+    def coefficients(self, z): return (z @ self.rows.flatten(0, 1).T).unflatten(1, self.rows.shape[:2])       # (batch, K, powers)
+    def continuations(self, z): return self.coefficients(z) @ self.powers                    # (batch, K, hor)
     def encode(self, z):
-        ends = self.continuations(z)[..., -1]
-        seen = torch.cat([z, ends], 1)
+        seen = torch.cat([z, self.coefficients(z).sum(-1)], 1)                               # at the end of the horizon every power is one
         return tnf.relu(self.inner(tnf.relu(self.look(seen))))
     def weights(self, h): return (self.out(h).unflatten(-1, (-1, self.cfg.knots)) @ self.hats.T).softmax(1)               # (batch, K, hor)
     def decode(self, h, z): return (self.weights(h)*self.continuations(z)).sum(1)
