@@ -1,13 +1,16 @@
-"""The simulator beyond the page: all chemistries and protocols, files, symmetry, bad input, and PyBaMM where it is installed."""
+"""The simulator beyond its pages (electrodes, ageing, simulate, shapes): all chemistries and protocols, files, symmetry, bad input, and PyBaMM where it is installed."""
 import subprocess, sys
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from battnb import simulate as sim
+from battnb import ageing as kinetics, electrodes, shapes, simulate as sim
+from battnb.ageing import CHEMISTRIES, age, sources
 from battnb.core import assets_dir, stream
 from battnb.data import load, problems
-from battnb.simulate import CHEMISTRIES, GROUPS, MATERIALS, Electrodes, age, curve_statistics, draw_cells, ocp, qv_curves, simulate_fleet, simulate_prior, solve_x, sources, voltage, write_fleet
+from battnb.electrodes import MATERIALS, Electrodes, ocp, solve_x, voltage
+from battnb.shapes import curve_statistics, qv_curves, simulate_prior
+from battnb.simulate import GROUPS, draw_cells, simulate_fleet, write_fleet
 
 IDEAL = dict(noise=0., overhang=0., season_c=0.)
 CALM = dict(k_sei=0., a_cyc=0., b_pos=0., b_neg=0., k_pl=0.)
@@ -63,7 +66,7 @@ def test_lives_span_hundreds_to_thousands():
 
 
 def test_importing_is_light():
-    code = "import sys, battnb.simulate; print([m for m in ('torch', 'sklearn', 'peft', 'matplotlib.pyplot', 'scipy') if m in sys.modules])"
+    code = "import sys, battnb.shapes, battnb.simulate; print([m for m in ('torch', 'sklearn', 'peft', 'matplotlib.pyplot', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 
@@ -73,7 +76,7 @@ def test_potentials_fall_and_tables_follow(material):
     s = np.linspace(0, 1, 2001)
     assert (np.diff(ocp(material, s)) < 0).all()
     inner = s[(ocp(material, s) < 5.5) & (ocp(material, s) > .01)]
-    np.testing.assert_allclose(sim._lookup(MATERIALS.index(material), inner)[0], ocp(material, inner), atol=2.5e-3)
+    np.testing.assert_allclose(electrodes._lookup(MATERIALS.index(material), inner)[0], ocp(material, inner), atol=2.5e-3)
 
 
 def test_solver_converges_everywhere():
@@ -105,7 +108,7 @@ def test_flat_without_ageing_at_any_rate():
 def test_higher_rate_less_capacity_colder_less_capacity():
     pars = draw_cells(4, 0, spread=0., cv=True, **IDEAL)
     p = {k: pars[k].to_numpy() for k in pars}
-    cap = lambda c, t: sim._discharge(p | dict(c_dis=c), sim._electrodes(p, sim._unaged(p['pos']), t))[2]
+    cap = lambda c, t: kinetics._discharge(p | dict(c_dis=c), kinetics._electrodes(p, kinetics._unaged(p['pos']), t))[2]
     assert (cap(.2, 25.) > cap(1., 25.)).all() and (cap(1., 25.) > cap(2., 25.)).all()
     assert (cap(1., 40.) > cap(1., 25.)).all() and (cap(1., 25.) > cap(1., 0.)).all()
 
@@ -173,7 +176,7 @@ def test_seasons_move_temperature_and_capacity():
 def test_charge_is_conserved():
     ageing = age(draw_cells(3, 4, noise=0.))
     q, cell, cycle, e, *_ = sim._record(ageing, 4)
-    full, empty, cap = sim._discharge(q, e)
+    full, empty, cap = kinetics._discharge(q, e)
     rows = sim._cycle_table(ageing, 4)
     stock = e.li - e.neg*empty
     for i in range(len(ageing.pars)):
@@ -229,11 +232,11 @@ def test_prior_refuses(bad):
 
 
 def test_prior_agrees_with_the_fine_march():
-    p32 = sim._prior_cells(stream(0, 'test'), 300)
+    p32 = shapes._prior_cells(stream(0, 'test'), 300)
     p64 = {k: v.astype(float) if v.dtype.kind == 'f' else v for k, v in p32.items()}
-    quick, slow = sim._prior_march(p32), sim._march(p64, ds=.001, floor=p64['soh_stop'] - .01, limit=1e5, most=1e5)
-    ends = [sim._crossing(h, p32['soh_stop']) for h in (quick, slow)]
-    own = [sim._resample(h['cycle'], h['soh'], 0*b, b, 100) for h, b in zip((quick, slow), ends)]
+    quick, slow = shapes._prior_march(p32), kinetics._march(p64, ds=.001, floor=p64['soh_stop'] - .01, limit=1e5, most=1e5)
+    ends = [kinetics._crossing(h, p32['soh_stop']) for h in (quick, slow)]
+    own = [shapes._resample(h['cycle'], h['soh'], 0*b, b, 100) for h, b in zip((quick, slow), ends)]
     worst = np.abs(own[0] - own[1]).max(1)
     assert np.median(worst) < .004 and np.quantile(worst, .9) < .012 and np.median(np.abs(ends[0]/ends[1] - 1)) < .02
 
