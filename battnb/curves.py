@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Curves', 'curve_on_grid', 'default_grid', 'qv_matrix', 'dqv', 'log_var', 'load_early']
 
-# %% ../nbs/06_curves.ipynb #0997adcc
+# %% ../nbs/06_curves.ipynb #598f7cdb
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .core import InputError, data_root
-from .coulomb import Raw, halves
+from .coulomb import halves
 from .cyclers import read_raw
+from .meter import Raw
 
 # %% ../nbs/06_curves.ipynb #35e98525
 @dataclass(frozen=True)

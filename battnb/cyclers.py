@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['container', 'open_source', 'is_raw', 'read_raw', 'cycles_from_file', 'chain', 'cycles_from_folder']
 
-# %% ../nbs/04_cyclers.ipynb #fdb18839
+# %% ../nbs/04_cyclers.ipynb #95bf370a
 import contextlib, importlib, io, json, logging, pickle, re, shutil, struct, tempfile, warnings, zipfile, zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from .core import InputError, progress
 from .headers import Source, frame_source, is_series, match_columns, note, numbers, read_header, samples
-from .coulomb import Meter, Raw, count_cycles, report, to_cycles
+from .coulomb import count_cycles, report
 from .exports import layout, open_bytes, text_source, vendor
+from .meter import Meter, Raw
 from .tables import _xls_sheets
 
 # %% ../nbs/04_cyclers.ipynb #2ba5f0eb
@@ -32,7 +33,7 @@ def _parquet_source(path:Path, rows:int)->Source:
             for b in f.iter_batches(rows, columns=[titles[i] for i in columns]): yield b.to_pandas().set_axis(columns, axis=1)
     return Source(vendor(','.join(titles)), titles, batches)
 
-# %% ../nbs/04_cyclers.ipynb #65704fab
+# %% ../nbs/04_cyclers.ipynb #e5b7ac77
 @contextlib.contextmanager
 def _workbook(path:Path):
     "An open workbook; by handle, because openpyxl would go by the name."
@@ -57,7 +58,7 @@ def _sheets(path:Path)->tuple[list, list]:
                 if is_series(match_columns(titles)): found.append((sheet.title, k, titles)); break
     return found, names
 
-# %% ../nbs/04_cyclers.ipynb #e4ca1c2b
+# %% ../nbs/04_cyclers.ipynb #513d516b
 def _xlsx_source(path:Path, rows:int)->Source:
     try: found, names = _sheets(path)
     except InputError: raise

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from battnb.core import InputError
-from battnb.coulomb import Meter, Raw, to_cycles
+from battnb.coulomb import to_cycles
+from battnb.meter import Meter, Raw
 from battnb.curves import load_early, qv_matrix
 from battnb.cyclers import cycles_from_file, cycles_from_folder, is_raw, read_raw
 from battnb.headers import match_columns
