@@ -193,47 +193,59 @@ class CfC(nn.Module):
         p, r, g = p.tanh(), self.heads['ff2'](z).tanh(), torch.sigmoid(self.heads['time_a'](z)*dt + self.heads['time_b'](z))
         return p + g*r if self.mode == 'no_gate' else p*(1 - g) + r*g
 
-# %% ../nbs/50_liquid.ipynb #97b75935
+# %% ../nbs/50_liquid.ipynb #23f7c334
+def _closed_forward(u, W, w, H, h, dt, s0, gated, keep):
+    "Eq. 7 through time: u (T, inputs, batch), s0 (units, batch), dt (T, 1, batch) or None where both time heads are one; states S, and q and (P, R, G) if `keep`."
+    (T, I, B), (N, K) = u.shape, (len(s0), len(W))
+    S, Q, Y = u.new_empty(T + 1, N + I, B), u.new_empty(T if keep else 1, K, B), u.new_empty(T if keep else 1, len(H), B)
+    S[:-1, N:], S[-1, N:], S[0, :N] = u, 0., s0
+    once, gap = 1 if keep else T, u.new_empty(N, B)                          # without gradients one row of each serves all steps
+    for s, new, q, y, three, t in zip(S.unbind(0), S[1:, :N].unbind(0), Q.unbind(0)*once, Y.unbind(0)*once, Y[:, :3*N].unbind(0)*once, range(T)):
+        torch.addmm(w, W, s, out=q).sigmoid_()
+        torch.addmm(h, H, q, out=y)
+        if dt is not None: y[2*N:3*N].addcmul_(y[3*N:], dt[t])
+        P, R, G = three.sigmoid_().view(3, N, B).unbind(0)
+        torch.addcmul(P, G, torch.sub(R, P if gated else .5, out=gap), out=new).mul_(2).sub_(1)
+    return S, Q, Y
+
+# %% ../nbs/50_liquid.ipynb #18dde7cc
+def _closed_backward(grad, S, Q, Y, W, H, dt, gated):
+    "Gradients of u, W, w, H, h and s0."
+    (T, N, B), Wt, Ht, ones = grad.shape, W.t().contiguous(), 2*H.t(), S.new_ones(S.shape[2])
+    dW, dw, dH, dh, du = torch.zeros_like(W), W.new_zeros(len(W)), torch.zeros_like(H), H.new_zeros(len(H)), S.new_empty(T, W.shape[1] - N, B)
+    D, dq, bend, carry, gap = Y.new_empty(Y.shape[1:]), Q.new_empty(len(W), B), Q.new_empty(len(W), B), S.new_zeros(W.shape[1], B), S.new_empty(N, B)
+    three, (a, b, c), back, reach = D[:3*N], D[:3*N].view(3, N, B).unbind(0), carry[:N], carry[N:]
+    for g, s, q, y, t in zip(*(list(reversed(x.unbind(0))) for x in (grad, S[:-1], Q, Y[:, :3*N])), reversed(range(T))):
+        P, R, G = y.view(3, N, B).unbind(0)
+        back.add_(g)
+        torch.addcmul(y, y, y, value=-1, out=three)                          # sig' = sig - sig*sig, then the three factors of Eq. 7, halved
+        if gated: a.addcmul_(a, G, value=-1)
+        b.mul_(G); c.mul_(torch.sub(R, P if gated else .5, out=gap))
+        three.view(3, N, B).mul_(back)
+        if dt is not None: torch.mul(c, dt[t], out=D[3*N:])
+        dH.addmm_(D, q.t()); dh.addmv_(D, ones)
+        torch.mm(Ht, D, out=dq).mul_(torch.addcmul(q, q, q, value=-1, out=bend))
+        dW.addmm_(dq, s.t()); dw.addmv_(dq, ones)
+        torch.mm(Wt, dq, out=carry)
+        du[t] = reach
+    return du, dW, dw[:, None], 2*dH, 2*dh[:, None], back
+
+# %% ../nbs/50_liquid.ipynb #df556ec4
 class _ClosedScan(torch.autograd.Function):
-    "All steps of a CfC in the folded form (Eq. 7 above): u (T, inputs, batch), s0 (units, batch), dt (T, 1, batch) or None where both time heads are one."
+    "All steps of a CfC in the folded form (Eq. 7 above)."
     @staticmethod
     def forward(ctx, u, W, w, H, h, dt, s0, gated, keep):
-        (T, I, B), (N, K) = u.shape, (len(s0), len(W))
-        S, Q, Y = u.new_empty(T + 1, N + I, B), u.new_empty(T if keep else 1, K, B), u.new_empty(T if keep else 1, len(H), B)
-        S[:-1, N:], S[-1, N:], S[0, :N] = u, 0., s0
-        once, gap = 1 if keep else T, u.new_empty(N, B)                          # without gradients one row of each serves all steps
-        for s, new, q, y, three, t in zip(S.unbind(0), S[1:, :N].unbind(0), Q.unbind(0)*once, Y.unbind(0)*once, Y[:, :3*N].unbind(0)*once, range(T)):
-            torch.addmm(w, W, s, out=q).sigmoid_()
-            torch.addmm(h, H, q, out=y)
-            if dt is not None: y[2*N:3*N].addcmul_(y[3*N:], dt[t])
-            P, R, G = three.sigmoid_().view(3, N, B).unbind(0)
-            torch.addcmul(P, G, torch.sub(R, P if gated else .5, out=gap), out=new).mul_(2).sub_(1)
+        S, Q, Y = _closed_forward(u, W, w, H, h, dt, s0, gated, keep)
         ctx.save_for_backward(S, Q, Y, W, H, dt); ctx.gated = gated
-        return S[1:, :N]
+        return S[1:, :len(s0)]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        S, Q, Y, W, H, dt = ctx.saved_tensors
-        (T, N, B), Wt, Ht = grad.shape, W.t().contiguous(), 2*H.t()
+        T, N, B = grad.shape
         if not grad.is_contiguous(): grad = grad.permute(2, 0, 1).reshape(B, T*N).t().contiguous().view(T, N, B)   # one matrix transposition, done in blocks
-        dW, dw, dH, dh, du = torch.zeros_like(W), W.new_zeros(len(W)), torch.zeros_like(H), H.new_zeros(len(H)), S.new_empty(T, W.shape[1] - N, B)
-        D, dq, bend, carry, gap = Y.new_empty(Y.shape[1:]), Q.new_empty(len(W), B), Q.new_empty(len(W), B), S.new_zeros(W.shape[1], B), S.new_empty(N, B)
-        three, (a, b, c), back, reach = D[:3*N], D[:3*N].view(3, N, B).unbind(0), carry[:N], carry[N:]
-        for g, s, q, y, t in zip(*(list(reversed(x.unbind(0))) for x in (grad, S[:-1], Q, Y[:, :3*N])), reversed(range(T))):
-            P, R, G = y.view(3, N, B).unbind(0)
-            back.add_(g)
-            torch.addcmul(y, y, y, value=-1, out=three)                      # sig' = sig - sig*sig, then the three factors of Eq. 7, halved
-            if ctx.gated: a.addcmul_(a, G, value=-1)
-            b.mul_(G); c.mul_(torch.sub(R, P if ctx.gated else .5, out=gap))
-            three.view(3, N, B).mul_(back)
-            if dt is not None: torch.mul(c, dt[t], out=D[3*N:])
-            dH.addmm_(D, q.t()); dh.add_(D.sum(1))
-            torch.mm(Ht, D, out=dq).mul_(torch.addcmul(q, q, q, value=-1, out=bend))
-            dW.addmm_(dq, s.t()); dw.add_(dq.sum(1))
-            torch.mm(Wt, dq, out=carry)
-            if ctx.needs_input_grad[0]: du[t] = reach
-        return du, dW, dw[:, None], 2*dH, 2*dh[:, None], None, back, None, None
+        du, dW, dw, dH, dh, ds = _closed_backward(grad, *ctx.saved_tensors, ctx.gated)
+        return du, dW, dw, dH, dh, None, ds, None, None
 
 # %% ../nbs/50_liquid.ipynb #50c8c4cb
 def _closed(cell, u, dt, s0)->torch.Tensor: # (batch, T, inputs), (T, batch or 1, 1), (batch, units) -> (batch, T, units)
@@ -316,7 +328,7 @@ class LiquidForecaster(Forecaster, arch='liquid'):
         if self.skip is not None: y = y + self.skip(u)
         return ctx[:, -1:] + y/self.cfg.gain
 
-# %% ../nbs/50_liquid.ipynb #41a98a88
+# %% ../nbs/50_liquid.ipynb #2626de6e
 @dataclass(frozen=True)
 class DLNetCfg:
     "Settings of `DLNet`; the defaults are the published teacher, `DLNetCfg(units=4, steps=1, dt=.05, rank=4)` the chosen student."
@@ -332,7 +344,7 @@ class DLNetCfg:
     dropout:float = .1 # in training only
     seed:int = 0 # of the initial weights
 
-# %% ../nbs/50_liquid.ipynb #5bccd9f2
+# %% ../nbs/50_liquid.ipynb #4a277d75
 class DLNet(Forecaster, arch='dlnet'):
     "Encoder, a few explicit steps of a small differential equation, decoder (Eq. 9 above)."
     Cfg = DLNetCfg
