@@ -8,7 +8,7 @@ __all__ = ['app', 'File', 'Json', 'Nominal', 'Out', 'ModelOpt', 'Drop', 'harmles
            'data_table', 'run', 'studies', 'find_study', 'read_parameters', 'rerun', 'joined_pairs',
            'hearing_interrupts', 'main']
 
-# %% ../nbs/90_app.ipynb #ea1e4917
+# %% ../nbs/90_app.ipynb #0ae930c5
 import signal, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,7 +120,7 @@ def check_table(
     is_usable = not any(n['severity'] == 'error' for n in notes) and all(r['n_cycles'] >= few for r in rows.values())
     return list(rows.values()), [n['message'] for n in notes if not is_problem(n)], is_usable
 
-# %% ../nbs/90_app.ipynb #2aea88a6
+# %% ../nbs/90_app.ipynb #0038817d
 def _model_names()->list[str]: # for the completion of the shell: folder names and rules, without any library
     from battnb.core import weights_dir
     return [*sorted(p.parent.name for p in weights_dir().glob('*/config.json')), 'persistence', 'linear-48', 'linear-48 anchored']
@@ -155,7 +155,7 @@ def check(
         for f, (more, remarks, ok) in zip(files, done): _print_check(f, more, remarks, ok)
     raise typer.Exit(0 if all(ok for *_, ok in done) else 1)
 
-# %% ../nbs/90_app.ipynb #07bab3d7
+# %% ../nbs/90_app.ipynb #2a78d0be
 def _check_one(file:str, nominal_ah)->tuple[list[dict], list[str], bool]: # an unreadable file is a finding, not a crash
     from battnb.core import InputError, say
     try: return check_table(file, nominal_ah)
@@ -171,11 +171,12 @@ def _print_check(file, rows, remarks, ok):
     for p in dict.fromkeys(p for r in bad for p in r['problems']): print(f'  problem: {p}')
     for r in remarks: print(f'  remark: {r}')
 
-# %% ../nbs/90_app.ipynb #063438b2
+# %% ../nbs/90_app.ipynb #3b91f0cf
 def _cells(file:str, nominal_ah, drop:bool, model:str)->tuple: # cells and predictor, both checked
     from battnb.core import InputError, say
     from battnb.outlook import as_cells, load_model
-    cells = as_cells(file, nominal_ah, 'drop' if drop else 'raise')
+    try: cells = as_cells(file, nominal_ah, 'drop' if drop else 'raise')
+    except InputError as e: raise InputError(f'{e}; --drop leaves out what is unusable, and says so') if not drop and ' is unusable: ' in str(e) else e
     _few_threads()
     predictor = load_model(model)
     for m in cells.notes.loc[cells.notes['rule'].isin([*_WRONG, 'mAh', 'percent', 'reference']) | (cells.notes['severity'] == 'error'), 'message'].head(20): say(f'note: {m}')
@@ -433,7 +434,7 @@ def rerun(
     except papermill.PapermillExecutionError as e: raise InputError(f'{path.name} failed, see {out}: {e.ename}: {e.evalue}') from e
     print(out)
 
-# %% ../nbs/90_app.ipynb #527349c4
+# %% ../nbs/90_app.ipynb #f6945ce9
 def joined_pairs(
     args:list[str], # of the command line
 )->list[str]: # with '-p', 'NAME', 'VALUE' as '-p', 'NAME=VALUE'
@@ -445,7 +446,7 @@ def joined_pairs(
         i += 3 if is_pair else 1
     return out
 
-# %% ../nbs/90_app.ipynb #32c270fd
+# %% ../nbs/90_app.ipynb #3b0ba702
 _STOPPED = 'interrupted; a run continues where it stopped'
 
 @contextmanager
@@ -459,7 +460,7 @@ def hearing_interrupts():
     finally:
         if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# %% ../nbs/90_app.ipynb #ce202f4d
+# %% ../nbs/90_app.ipynb #35a4d750
 def _note(message, category, filename, lineno, file=None, line=None): print(f'note: {message}', file=sys.stderr)
 
 def _ending(

@@ -120,7 +120,7 @@ def _escape(text)->str:
     import html
     return html.escape(str(text), quote=True)
 
-# %% ../nbs/86_report.ipynb #fdb17358
+# %% ../nbs/86_report.ipynb #5bcf562c
 def _n(value)->str: # a whole number as a reader wants it; a dash where there is none
     return '–' if pd.isna(value) else f'{int(value):,}'
 
@@ -130,7 +130,8 @@ def sentence(
     "A cell's end of life in words."
     if end['reason'] == 'observed': return f"Crossed 80 % at cycle {_n(end['eol_cycle'])} (observed)."
     if pd.isna(end['eol_cycle']): return f"No end of life: {end['reason']}."
-    span = f", 80 % interval {_n(end['lo'])} to {_n(end['hi']) if not pd.isna(end['hi']) else 'open'}" if not pd.isna(end['lo']) else ''
+    span = '' if pd.isna(end['lo']) else f", 80 %: not before cycle {_n(end['lo'])}" if pd.isna(end['hi']) else f", 80 % interval {_n(end['lo'])} to {_n(end['hi'])}"
+    if 'wide' in end['reason']: span += ', which is wide'
     truth = f"; recorded {_n(end['eol_recorded'])}" if not pd.isna(end.get('eol_recorded')) else ''
     return f"End of life forecast at cycle {_n(end['eol_cycle'])} ({_n(end['rul'])} left{span}){truth}."
 

@@ -1,9 +1,10 @@
 """Intervals: promises checked where the truth is known, limit cases, files, and bad input."""
 import json, math, warnings
 import numpy as np, pandas as pd, pytest, torch
+from dataclasses import replace
 from statistics import NormalDist
 from battnb.core import InputError, stream
-from battnb.uncertainty import (CAP, REST, UNITS, Adaptive, Conformal, calibrate, cellwise_quantile, coverage, crossing, crps, difficulty, follow, restless,
+from battnb.uncertainty import (CAP, REST, UNITS, Adaptive, Conformal, calibrate, among, cellwise_quantile, coverage, crossing, crps, difficulty, follow, replay, restless, with_ends,
                                 eol_interval, interval_score, max_level, min_cells, pinball)
 
 H, Q = 12, (.025, .1, .25, .5, .75, .9, .975)
@@ -23,7 +24,7 @@ def per_cell(ok, cell): return pd.Series(np.asarray(ok, float)).groupby(cell).me
 @pytest.fixture(scope='module')
 def simulated():
     gen, rows, n = stream(7, 'promise'), [], 24
-    for _ in range(250):
+    for _ in range(160):
         (err, cell), (new, whose) = toy(gen, n), toy(gen, 12)
         conf = calibrate(np.zeros_like(err), err, cell, (.8, .95))
         pooled = np.quantile(np.abs(err), .8, axis=0)
@@ -276,7 +277,7 @@ def test_json_round_trip(tmp_path, kind):
     json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(f'{c} is not JSON'))
     for lv in (.8, .95):
         for a, b in zip(conf.bands(pred, (lv,), 'curve', 'a', ruler=ruler)[lv], back.bands(pred, (lv,), 'curve', 'a', ruler=ruler)[lv]): np.testing.assert_array_equal(a, b)
-    assert path.stat().st_size < 60_000
+    assert path.stat().st_size < 70_000
 
 @pytest.mark.parametrize('text', ('', '{', '[]', '{}', '{"format": "battnb-conformal-1"}', '{"format": "other"}', 'null'))
 def test_not_a_calibration(tmp_path, text):
@@ -355,6 +356,61 @@ def test_restless_widths_travel_to_a_louder_cell(tmp_path):
 def test_old_files_without_the_new_entries_are_read(tmp_path):
     err, cell = toy(stream(24, 'old'), 30)
     path = calibrate(0*err, err, cell).to_json(tmp_path/'c.json')
-    d = json.loads(path.read_text()); d.pop('rest'); path.write_text(json.dumps(d))
+    d = json.loads(path.read_text()); d.pop('rest'); d.pop('ends'); d['radius'] = {u: d['radius'][u] for u in UNITS}; path.write_text(json.dumps(d))
     old = Conformal.from_json(path)
-    assert old.rest is None and old.at(.8, 'life') == old.at(.8, 'curve')
+    assert old.rest is None and old.ends is None and replay(old, np.full((2, 3, H), 1.), .8, 'curve', every=4).shape == (2, 4)
+
+# ---------------------------------------------------------------- the cells of one file, and ends far ahead
+@pytest.mark.parametrize('unit', ('point', 'curve'))
+def test_replay_uses_only_what_was_answered_by_then(unit):
+    gen = stream(31, 'file')
+    err, cell = toy(gen, 30)
+    conf = calibrate(0*err, err, cell)
+    a = np.abs(gen.normal(size=(6, 10, H))); b = a.copy()
+    b[0, 6, 4:] += 9; b[:, 7:] += 9                        # with a step of 4, answered at forecast 8 and later
+    one, two = (replay(conf, x, .8, unit, every=4) for x in (a, b))
+    np.testing.assert_array_equal(one[:, :8], two[:, :8]); assert (one[:, 8:] != two[:, 8:]).all()
+    np.testing.assert_array_equal(replay(conf, a, .8, unit, 4, shrink=np.inf), conf.start(.8, unit)*follow(a, conf.start(.8, unit), .8, unit, 4))
+
+def test_a_file_unlike_the_calibration_is_covered_from_the_second_forecast_on():
+    gen, got = stream(32, 'unlike'), []
+    err, cell = toy(gen, 60)
+    conf = calibrate(0*err, err, cell)
+    for scale in (.4, 1, 3):
+        new, whose = toy(gen, 400, 1.)
+        past = np.full((400, 2, H), np.nan)
+        for k in range(2): past[:, k] = [scale*np.abs(new[whose == i][min(k, (whose == i).sum()-1)]) for i in range(400)]
+        scores = conf.scores(np.zeros((800, H)), past.reshape(800, H)).reshape(past.shape)
+        got.append(float((scores[:, 1] <= among(conf, scores, every=H)[1]).mean()))
+    assert all(abs(g - .8) < .04 for g in got), got
+
+def test_among_without_parts_waits_for_whole_curves():
+    gen = stream(33, 'old file')
+    err, cell = toy(gen, 30)
+    conf = calibrate(0*err, err, cell)
+    old = replace(conf, radius={u: conf.radius[u] for u in UNITS})
+    part = np.full((5, 1, H), np.nan); part[:, 0, :4] = 9
+    assert among(old, part, unit='curve', every=4)[-1] == old.start(.8, 'curve') < among(conf, part, unit='curve', every=4)[-1]
+
+def test_ends_keep_their_promise_for_a_new_set():
+    "Sets with a bias of their own: with sets counting alike, four of five ends of a new set lie inside on average."
+    gen, inside, bare = stream(34, 'ends'), [], calibrate(np.zeros((20, 4)), np.ones((20, 4)), np.arange(20), few='warn')
+    def world(n, sets):
+        of = np.repeat(np.arange(sets), n)
+        said = np.exp(gen.uniform(np.log(20), np.log(700), n*sets))
+        return said, said*np.exp((gen.normal(size=sets)*.3 - .4)[of] + .2*gen.normal(size=n*sets)), np.full(n*sets, 100.), np.arange(n*sets), of
+    for _ in range(40):
+        made = with_ends(bare, *world(15, 12))
+        said, came, seen, *_ = world(30, 5)
+        lo, hi = made.left(said, seen)
+        inside.append(np.mean((lo <= came) & (came <= hi)))
+    assert .76 < np.mean(inside) < .9, np.mean(inside)
+
+def test_ends_bounds_are_ordered_and_grow_with_the_level():
+    gen, bare = stream(35, 'levels'), calibrate(np.zeros((20, 4)), np.ones((20, 4)), np.arange(20), few='warn')
+    said = np.exp(gen.uniform(np.log(5), np.log(5000), 300))
+    made = with_ends(bare, said, said*np.exp(.5*gen.normal(size=300)), np.full(300, 100.), np.arange(300))
+    ask = np.geomspace(1, 1e5, 50)
+    bounds = [made.left(ask, np.full(50, 100.), level) for level in (.5, .8, .95, .995)]
+    for lo, hi in bounds: assert (lo >= 0).all() and (lo <= np.minimum(ask, 800)).all() and (hi >= np.minimum(ask, 800)).all()
+    for (lo, hi), (lower, higher) in zip(bounds, bounds[1:]): assert (lower <= lo).all() and (higher >= hi).all()

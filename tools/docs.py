@@ -146,7 +146,7 @@ def add_anchors(nb, file, root, git):
         names = cell['metadata'].pop('defines', None)
         if names:
             line = next((where[n.split('.')[-1]] for n in names if n.split('.')[-1] in where), 1)
-            link = f"{git['repo-url']}/blob/{git['repo-branch']}/battnb/{module}.py#L{line}"
+            link = f"{git['repo-url']}/blob/{git['repo-branch']}/battnb/{module}.py#L{line}" if 'repo-url' in git else f'source/{module}.txt'
             cells.append({'cell_type': 'markdown', 'metadata': {}, 'source': anchor_line(names, f'battnb.{module}', link), 'id': f"a-{cell.get('id', len(cells))}"})
         cells.append(cell)
     nb['cells'] = cells
@@ -307,17 +307,18 @@ def render_pandoc(root, proc, cfg, out):
     for f in proc.rglob('*'):       # pictures and other files that lie beside the notebooks
         if f.is_file() and f.suffix not in ('.ipynb', '.yml', '.tmp'): copy(f, out/f.relative_to(proc))
     for f in ('style.css', 'site.js'): copy(SITE/f, out/'site'/f)
+    copy_sources(root, out)
     index = []
     for n, h in enumerate(order):
         front, md, pics = parts[h]
         here = files[h]
         near = {k: order[n+d] for k, d in (('prev', -1), ('next', 1)) if 0 <= n+d < len(order)}
         variables = {'pagetitle': titles[h], 'subtitle': str(front.get('description', '')), 'sitetitle': web['title'], 'home': relative(files[order[0]], here),
-                     'base': relative('site', here), 'nav': nav_html(bar, h, titles, files), 'lang': 'en', 'repo': web['repo-url'],
+                     'base': relative('site', here), 'nav': nav_html(bar, h, titles, files), 'lang': 'en',
                      **{f'{k}{what}': x for k, v in near.items() for what, x in (('', relative(files[v], here)), ('title', titles[v]))}}
         if (root/h).exists():
             copy(root/h, out/h.removeprefix('nbs/'))
-            variables |= {'notebook': Path(h).name, 'edit': f"{web['repo-url']}/blob/{web['repo-branch']}/{h}"}
+            variables |= {'notebook': Path(h).name} | ({'edit': f"{web['repo-url']}/blob/{web['repo-branch']}/{h}"} if 'repo-url' in web else {})
         # Menu and titles are HTML already: they go in after pandoc, which would escape them.
         page = to_html(md, SITE/'template.html', {k: v for k, v in variables.items() if k not in ('nav', 'subtitle')})
         page = page.replace('<!--nav-->', variables['nav']).replace('<!--subtitle-->', inline(variables['subtitle']))
@@ -351,6 +352,11 @@ def fix_links(page, href, files, site_url):
     return re.sub(r'(<a\b(?![^>]*\bdownload\b)[^>]*?\bhref=)"([^"]*)"', one, page)
 
 
+def copy_sources(root, out):
+    "The modules as text, for the source links of a project that has no public address yet."
+    for f in sorted((root/'battnb').glob('*.py')): copy(f, out/'source'/f'{f.stem}.txt')
+
+
 def write(path, body): path.parent.mkdir(parents=True, exist_ok=True); path.write_bytes(body)
 def copy(src, dst): dst.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(src, dst)
 
@@ -373,6 +379,7 @@ def render_quarto(root, proc, cfg, out):
     subprocess.run(['quarto', 'render', '--no-execute'], cwd=proc, check=True)
     if out.exists(): shutil.rmtree(out)
     shutil.move(proc/cfg['project']['output-dir'], out)
+    copy_sources(root, out)
 
 
 def main():
