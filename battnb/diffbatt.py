@@ -7,8 +7,8 @@ __all__ = ['GRID', 'MODES', 'sinusoid', 'Attention', 'Res', 'Down', 'Up', 'Cycle
            'DiffBattCfg', 'DiffBatt', 'Crowd', 'noisy_batches', 'train_diffbatt', 'to_modes', 'from_modes', 'trend',
            'reach', 'Draws', 'encode', 'decode', 'levels_below', 'fit_diffbatt']
 
-# %% ../nbs/40_diffbatt.ipynb #3e56cb92
-import dataclasses, json, math
+# %% ../nbs/40_diffbatt.ipynb #b7b9214b
+import dataclasses, json, math, numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +220,10 @@ class DiffBatt(nn.Module):
     )->torch.Tensor: # (n, size) what `cfg.predicts` says
         return self.net(x, self.time(sinusoid(t, 32)), self.conditions(cond, keep))
 
-# %% ../nbs/40_diffbatt.ipynb #adf7fc41
+# %% ../nbs/40_diffbatt.ipynb #d8ff6da0
+def _whole(name, n): # how many: a whole number of at least one
+    if not isinstance(n, numbers.Integral) or isinstance(n, bool) or n < 1: raise ValueError(f"{name} must be a whole number of at least 1, got {n!r}")
+
 def _keep(model, n, hidden=False): # all blocks shown, or all but those that are never hidden
     names = model.conditions.names
     return torch.tensor([float(not hidden or name in model.cfg.always) for name in names]).expand(n, -1)
@@ -238,14 +241,15 @@ def generate(self:DiffBatt,
 )->torch.Tensor: # (n, size), or (cells, n, size) with conditions
     """Draw curves in the model's representation. The noise of a curve depends on the seed and its place only, not on `batch`.
 
-    Raises `ValueError` unless all blocks are known, those that are never hidden are there, rows agree, and `n >= 1` and `w` is finite."""
+    Raises `ValueError` unless `n` is a whole number of at least 1, `w` is finite, all blocks are known, those never hidden are there, and rows agree."""
+    _whole('n', n)
     cond = {k: torch.tensor(np.asarray(v), dtype=torch.float32) for k, v in (cond or {}).items()}
     rows, strange = {len(v) for v in cond.values()}, sorted(set(cond) - set(dict(self.cfg.cond)))
     if strange: raise ValueError(f"this model knows the conditions {[k for k, _ in self.cfg.cond]}, got {strange}")
     missing = [k for k in self.cfg.always if k not in cond]
-    if missing: raise ValueError(f"this model was never trained without {list(self.cfg.always)}, missing {missing}")
+    if missing: raise ValueError(f"this model was never trained without {list(self.cfg.always)}, missing {missing}" + ('; a model of completions draws whole curves by battnb.completion.synthesise' if 'whole' in missing else ''))
     if len(rows) > 1: raise ValueError(f"every block of cond needs the same number of rows, got {sorted(rows)}")
-    if n < 1 or not math.isfinite(w): raise ValueError(f"n must be >= 1 and w finite, got {n} and {w}")
+    if not math.isfinite(w): raise ValueError(f"w must be finite, got {w}")
     cells, out = rows.pop() if rows else 1, []
     start = torch.tensor(stream(seed, 'start').standard_normal((cells*n, self.cfg.size)), dtype=torch.float32)
     self.eval()
@@ -254,7 +258,7 @@ def generate(self:DiffBatt,
         for i, at in enumerate(torch.arange(cells).repeat_interleave(n).split(batch)):
             says = lambda c: lambda x, t: clean(self.net(x, self.time(sinusoid(t, 32)), c[at]), x, t, self.abar, self.cfg.predicts)
             begin = start[i*batch:i*batch + len(at)]
-            out.append(draw(guided(says(codes[0]), says(codes[1]), w), begin.shape, self.abar, sampler=sampler, steps=steps, seed=seed + 7919*i, start=begin))
+            out.append(draw(guided(says(codes[0]), says(codes[1]), w), begin.shape, self.abar, sampler=sampler, steps=steps, seed=seed, start=begin, skip=i*batch))
     x = torch.cat(out)*self.x_scale + self.x_mean
     return x.reshape(cells, n, -1) if cond else x
 
@@ -453,7 +457,7 @@ def levels_below(
     k, s, e = zip(*out)
     return Draws(np.stack(k), np.stack(s), np.array(e))
 
-# %% ../nbs/40_diffbatt.ipynb #1d2609cb
+# %% ../nbs/40_diffbatt.ipynb #9d677cea
 def fit_diffbatt(
     curves:'Draws|Cells', # training curves
     *,
@@ -480,7 +484,7 @@ def fit_diffbatt(
     models, _ = train_diffbatt(cfg, x, dict(level=np.log(1 - level)[:, None], **blocks), steps=steps, batch_size=batch_size, seeds=(seed,), jitter=.05, ckpt=ckpt)
     return models[0]
 
-# %% ../nbs/40_diffbatt.ipynb #e289d4e3
+# %% ../nbs/40_diffbatt.ipynb #dac15cef
 @patch
 def sample(self:DiffBatt,
     n:int, # curves
@@ -491,7 +495,8 @@ def sample(self:DiffBatt,
     steps:int=20, # calls of the network
     seed:int=0,
 )->Draws:
-    "Draw whole curves down to a level. Raises `ValueError` unless 0 < level < 1, or if the model works on a canvas."
+    "Draw whole curves down to a level. Raises `ValueError` unless `n` is a whole number of at least 1 and 0 < level < 1, or if the model works on a canvas."
+    _whole('n', n)
     if not 0 < level < 1: raise ValueError(f"level must be a fraction of the first point between 0 and 1, got {level:g}")
     if self.cfg.net != 'stack': raise ValueError("sample needs a model on length and shape; use generate for a canvas")
     blocks = {k: np.broadcast_to(np.asarray(v, float), (n, np.shape(v)[-1])) for k, v in (cond or {}).items()}

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['CATHODES', 'BENCHES', 'GROUPS', 'released_life', 'nominal_life', 'change', 'curve_features', 'capacity_features',
            'Part', 'Bench', 'canvas_of', 'make_part', 'rates', 'benchmark', 'made_up', 'imputed', 'life_error',
-           'crps_draws', 'baselines', 'Anchor', 'cross_fitted', 'choose_features', 'EarlyLife', 'fit_early',
-           'draw_early', 'calibrate_early', 'score_lives']
+           'crps_draws', 'baselines', 'Anchor', 'shuffled', 'Constant', 'Panel', 'cross_fitted', 'choose_features',
+           'EarlyLife', 'fit_early', 'draw_early', 'spread_to', 'calibrate_early', 'score_lives']
 
-# %% ../nbs/41_lives.ipynb #df7e5b43
+# %% ../nbs/41_lives.ipynb #e9c9e173
 import math, re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from .core import InputError, data_root, stream
 from .curves import load_early
-from .data import Cells, load
-from .diffbatt import GRID, DiffBatt, DiffBattCfg, Draws, encode, from_modes, train_diffbatt, trend
+from .data import Cells, concat, load
+from .diffbatt import GRID, DiffBattCfg, Draws, encode, from_modes, train_diffbatt, trend
 from .labels import life_table
 
 # %% ../nbs/41_lives.ipynb #da23b8af
@@ -74,7 +74,7 @@ def capacity_features(
         out.append(dict(first=s[0], last=s[-1], slope=1e3*np.polyfit(k, s, 1)[0], late_slope=1e3*np.polyfit(k[-30:], s[-30:], 1)[0], bend=100*bend, log_rise=np.log10(max(s.max() - s[0], 1e-4))))
     return pd.DataFrame(out)
 
-# %% ../nbs/41_lives.ipynb #8a0ba218
+# %% ../nbs/41_lives.ipynb #9b286260
 @dataclass(frozen=True)
 class Part:
     "Cells to learn from or to be tested on."
@@ -86,7 +86,7 @@ class Part:
 
     def __len__(self)->int: return len(self.cells)
     def table(self, groups:Sequence[str])->np.ndarray: # (n, features) of these groups
-        return np.concatenate([self.features[g].to_numpy(float) for g in groups], 1)
+        return np.concatenate([np.empty((len(self), 0)), *(self.features[g].to_numpy(float) for g in groups)], 1)
 
 @dataclass(frozen=True)
 class Bench:
@@ -95,6 +95,7 @@ class Bench:
     train:Part
     test:Part
     note:str = ''
+    fold:np.ndarray|None = None # (n_train,) campaigns, where the test is of another one
 
 def canvas_of(
     cells:Cells, # records
@@ -106,7 +107,7 @@ def canvas_of(
         out.append(np.where(at <= k[-1], np.interp(at, k, s/s[0]), 0.))
     return np.stack(out)
 
-# %% ../nbs/41_lives.ipynb #62406c91
+# %% ../nbs/41_lives.ipynb #207face9
 def make_part(
     cells:Cells, # records, in the order of `dq`
     dq:np.ndarray, # (n, cycles, volts) over nominal capacity
@@ -122,7 +123,7 @@ def make_part(
     features = dict(curves=curve_features(dq, first), capacity=capacity_features(cells, upto), protocol=protocol.reset_index(drop=True))
     return Part(cells, dq, features, dict(nominal=nominal, released=released.astype(float)), dict(nominal=event, released=seen))
 
-# %% ../nbs/41_lives.ipynb #a75fa7e5
+# %% ../nbs/41_lives.ipynb #9709d582
 CATHODES = ('LCO', 'LFP', 'NMC', 'NCA', 'NMC+LCO')
 
 def rates(
@@ -143,10 +144,10 @@ def _matr(ids:Sequence[str], canvas=None)->Part:
     protocol = pd.DataFrame([dict(rate1=f[0], rate2=f[-1], mean=(f[0]*f[1] + f[-1]*(80-f[1]))/80 if 'C(' in w and '4-step' not in w else np.mean(f)) for f, w in zip(found, words)])
     return make_part(cells, dq, protocol, first=int(np.flatnonzero(curves.cycle[known] == 10)[0]), canvas=canvas)
 
-def _cells(ids:Sequence[str])->Cells: # from whichever set holds them, in this order
+def _cells(ids:Sequence[str])->Cells: # from whichever sets hold them, in this order
     name = dict(MATR='matr', CLO='clo', HUST='hust', SNLd='snl_diffbatt', CRUHd='cruh_diffbatt')
-    key = next((v for k, v in sorted(name.items(), key=lambda kv: -len(kv[0])) if str(ids[0]).startswith(k)), 'matr')
-    return load(key).take([str(i) for i in ids])
+    keys = dict.fromkeys(name[str(i).split('_')[0]] for i in ids)
+    return concat([load(k) for k in keys], ' and '.join(keys)).take([str(i) for i in ids])
 
 # %% ../nbs/41_lives.ipynb #13bbee8e
 def _dq(z, name:str, ids:Sequence[str], rows:int|None=None)->np.ndarray: # released differences of some cells, in Ah
@@ -174,8 +175,20 @@ def _mixed(z, ids, rows)->Part: # cells of SNL and CRUH: features by `rows` cycl
     first = 0 if rows == 20 else 9
     return make_part(Cells(cycles, table, 'mixed'), np.concatenate(dq)/nominal[:, None, None], protocol, first=first, upto=rows, canvas=np.concatenate(canvas))
 
-# %% ../nbs/41_lives.ipynb #a50948db
-BENCHES = ('MATR1', 'MATR2', 'HUST', 'CLO', 'SNL', 'CRUH', 'CRUSH')
+# %% ../nbs/41_lives.ipynb #1798a726
+def _matched(rows:np.ndarray, cells:Cells, slack:float=2.)->list: # the cell of each row of a released canvas; None where no life agrees
+    own = canvas_of(cells); life, own_life = released_life(rows)[0], released_life(own)[0]
+    nearest = [int(np.square(own - row).mean(1).argmin()) for row in rows]
+    return [cells.ids[j] if abs(own_life[j] - L) <= slack else None for j, L in zip(nearest, life)]
+
+def _clo(rows:np.ndarray)->Bench:
+    both = concat([load('matr'), load('clo')], 'MATR and CLO')
+    found = [i for i in _matched(rows, both) if i]
+    if len(set(found)) < len(found): raise InputError("rows of the CLO test point to one and the same cell")
+    return Bench('CLO', _matr([i for i in both.ids if i not in found]), _matr(found), f"{len(found)} of {len(rows)} test rows are cells at hand; the other cells of MATR and CLO train")
+
+# %% ../nbs/41_lives.ipynb #f625825b
+BENCHES = ('MATR1', 'MATR2', 'HUST', 'CLO', 'SNL', 'CRUH', 'CRUSH', 'MATR to CLO')
 
 def benchmark(
     name:str, # one of `BENCHES`
@@ -189,8 +202,10 @@ def benchmark(
         key, of = f'orig_matr_{name[-1]}_test', lambda k: _matr(z[f'{k}_cell_id'], z[f'{k}_soh256'])
         return Bench(name, of('orig_matr_1_train'), of(key))
     if name == 'HUST': return Bench(name, *(_hust(z, z[f'orig_hust_{p}_cell_id'], z[f'orig_hust_{p}_soh256']) for p in ('train', 'test')))
-    if name == 'CLO':
-        return Bench(name, _matr(load('matr').ids), _matr(load('clo').ids), 'the release has no training cells of CLO and unnamed test rows: here all 123 MATR cells train, all 45 CLO cells test')
+    if name == 'CLO': return _clo(z['orig_clo_test_soh256'])
+    if name == 'MATR to CLO':
+        ids = load('matr').ids
+        return Bench(name, _matr(ids), _matr(load('clo').ids), 'no published split: learnt on one publication, asked about the next', np.array([i.startswith('MATR_test2') for i in ids]).astype(int))
     sets = dict(SNL=['snl_diffbatt'], CRUH=['cruh_diffbatt'], CRUSH=['cruh_diffbatt', 'snl_diffbatt'])[name]
     split = pd.concat([load(s).cells for s in sets]).set_index('cell_id').split
     return Bench(name, *(_mixed(z, list(split.index[split == f'diffbatt_{p}']), 100 if name == 'CRUH' else 20) for p in ('train', 'test')))
@@ -246,14 +261,14 @@ def crps_draws(
     among = 2*(d*(2*np.arange(1, m+1) - m - 1)).sum(1)/m**2
     return np.abs(d - np.asarray(life)[:, None]).mean(1) - among/2
 
-# %% ../nbs/41_lives.ipynb #b856f30f
+# %% ../nbs/41_lives.ipynb #38e69c20
 def baselines(
     train:Part, test:Part, # cells
     life:np.ndarray, # (n_train,) lives to learn from
 )->dict[str, np.ndarray]: # name -> (n_test,) predicted lives
     "The naive rows of every table."
     from sklearn.decomposition import PCA
-    from sklearn.linear_model import LinearRegression, RidgeCV
+    from sklearn.linear_model import LinearRegression
     from sklearn.model_selection import GridSearchCV, KFold
     from sklearn.pipeline import Pipeline
     y, out = np.log(life), dict(dummy=np.full(len(test), life.mean()))
@@ -268,7 +283,7 @@ def baselines(
     out['PCR'] = np.exp(np.clip(pcr.fit(flat(train), y).predict(flat(test)), y.min() - 1, y.max() + 1))
     return out
 
-# %% ../nbs/41_lives.ipynb #f05436c3
+# %% ../nbs/41_lives.ipynb #dc87e272
 class Anchor:
     "A Gaussian process for ln(life) on standardised features: linear part, smooth part, noise."
     def __init__(self, x:np.ndarray, y:np.ndarray): # (n, k) features; (n,) ln(life)
@@ -289,45 +304,83 @@ class Anchor:
     def __call__(self, x:np.ndarray)->tuple[np.ndarray, np.ndarray]: # (m, k) -> mean (m,) and sd (m,) of ln(life)
         return self.gp.predict(self.scaled(x), return_std=True)
 
-# %% ../nbs/41_lives.ipynb #0fcdf0c0
-def cross_fitted(
-    x:np.ndarray, # (n, k) features
-    y:np.ndarray, # (n,) ln(life)
+# %% ../nbs/41_lives.ipynb #37afa1eb
+def shuffled(
+    n:int, # cells
     folds:int=6, # how many
-    seed:int=0, # of the folds
-)->tuple[np.ndarray, np.ndarray]: # mean (n,) and sd (n,) of ln(life), each from an anchor refitted without the cell's fold
-    "What anchors say about cells that neither their weights nor their kernel have seen."
-    fold, mean, sd = stream(seed, 'folds').permutation(len(y)) % folds, np.empty(len(y)), np.empty(len(y))
-    for f in range(folds): mean[fold == f], sd[fold == f] = Anchor(x[fold != f], y[fold != f])(x[fold == f])
+    seed:int=0, # of the shuffle
+)->np.ndarray: # (n,) fold of each cell
+    "Folds of equal size."
+    return stream(seed, 'folds').permutation(n) % folds
+
+class Constant:
+    "An anchor that knows no features: mean and standard deviation."
+    def __init__(self, y:np.ndarray): # (n,) ln(life)
+        self.mean, self.sd, n = y.mean(), y.std(ddof=1)*math.sqrt(1 + 1/len(y)), len(y)
+        self.loo_mean, self.loo_sd = (y.sum() - y)/(n - 1), np.full(n, self.sd)
+    def __call__(self, x:np.ndarray)->tuple[np.ndarray, np.ndarray]: # (m, 0) -> mean (m,) and sd (m,) of ln(life)
+        return np.full(len(x), self.mean), np.full(len(x), self.sd)
+
+class Panel:
+    "The mean of several anchors, each on its own features; its doubt is their quadratic mean."
+    def __init__(self, xs:Sequence[np.ndarray], y:np.ndarray): # a (n, k) table for each anchor; (n,) ln(life)
+        self.each = [Anchor(x, y) if x.shape[1] else Constant(y) for x in xs]
+        self.loo_mean, self.loo_sd = self._joint([(a.loo_mean, a.loo_sd) for a in self.each])
+    @staticmethod
+    def _joint(said): return np.mean([m for m, _ in said], 0), np.sqrt(np.mean([s**2 for _, s in said], 0))
+    def __call__(self, xs:Sequence[np.ndarray])->tuple[np.ndarray, np.ndarray]: # tables of m rows -> mean (m,) and sd (m,) of ln(life)
+        return self._joint([a(x) for a, x in zip(self.each, xs)])
+
+def cross_fitted(
+    xs:Sequence[np.ndarray], # a (n, k) table for each anchor of the panel
+    y:np.ndarray, # (n,) ln(life)
+    fold:np.ndarray, # (n,) which cells are left out together
+)->tuple[np.ndarray, np.ndarray]: # mean (n,) and sd (n,) of ln(life), each from a panel refitted without the cell's fold
+    "What panels say about cells that neither their weights nor their kernels have seen."
+    mean, sd = np.empty(len(y)), np.empty(len(y))
+    for f in np.unique(fold):
+        out = fold == f
+        mean[out], sd[out] = Panel([x[~out] for x in xs], y[~out])([x[out] for x in xs])
     return mean, sd
 
-GROUPS = (('curves',), ('capacity',), ('curves', 'capacity'), ('capacity', 'protocol'), ('curves', 'capacity', 'protocol'), ('protocol',))
+# %% ../nbs/41_lives.ipynb #248620a2
+GROUPS = (('curves',), ('capacity',), ('curves', 'capacity'), ('capacity', 'protocol'), ('curves', 'capacity', 'protocol'), ('protocol',), ())
 
 def choose_features(
     train:Part, # training cells only
     life:np.ndarray, # (n,) lives to learn from
-    folds:int=6, # of the cross-validation
-    seed:int=0, # of the folds
-)->pd.DataFrame: # one row a group: RMSE in cycles and in ln(life), best first
-    "Which groups of features predict cells that the anchor has not seen; judged inside the training cells."
-    y, rows = np.log(life), []
-    for groups in GROUPS:
-        p = cross_fitted(train.table(groups), y, folds, seed)[0]
-        rows.append(dict(groups=groups, rmse=float(np.sqrt(np.mean((np.exp(p) - life)**2))), log_rmse=float(np.sqrt(np.mean((p - y)**2)))))
+    fold:np.ndarray|None=None, # (n,) campaigns to leave out; None: shuffled folds
+    repeats:int=3, # shuffles
+)->pd.DataFrame: # one row a panel of groups: RMSE in cycles and in ln(life), best first
+    "Which features predict cells that the anchors have not seen; judged inside the training cells."
+    y, made = np.log(life), {}
+    folds = [fold] if fold is not None else [shuffled(len(y), seed=s) for s in range(repeats)]
+    for g in GROUPS: made[g,] = np.stack([cross_fitted([train.table(g)], y, f)[0] for f in folds])
+    rmse = lambda p: float(np.sqrt(np.mean((np.exp(p) - life)**2, axis=-1)).mean())
+    best, second, *_ = sorted(made, key=lambda k: rmse(made[k]))
+    for pair in {best + second, best + ((),)} - {((), ())}: made[pair] = np.mean([made[g,] for g in pair], 0)
+    rows = [dict(groups=k, rmse=rmse(p), log_rmse=float(np.sqrt(np.mean((p - y)**2, axis=-1)).mean())) for k, p in made.items()]
     return pd.DataFrame(rows).sort_values('rmse', ignore_index=True)
 
-# %% ../nbs/41_lives.ipynb #e75e7363
+# %% ../nbs/41_lives.ipynb #594547ce
+def _panel(groups): return (tuple(groups),) if not groups or isinstance(groups[0], str) else tuple(groups) # one anchor, or several
+def _joined(groups): return tuple(dict.fromkeys(g for one in groups for g in one))
+
 @dataclass
 class EarlyLife:
     "Life and curve from early cycles: an anchor and, for each seed, a DiffBatt for what the anchor leaves open."
-    anchor:Anchor|None       # None: the models draw ln(life) themselves
+    anchor:Panel|None        # None: the models draw ln(life) themselves
     models:list              # one a seed
-    groups:tuple             # of features
+    groups:tuple             # the groups of features of each anchor
     convention:str           # of the life
     level:float              # where a curve ends, over its first point; the median of training
-    stretch:float = 1.       # factor on the spread of drawn lives, from calibration
+    radius:float|None = None # half the width of 80 % in the anchor's doubts, from calibration; None: the network's own
+    def expects(self, part:Part)->tuple[np.ndarray, np.ndarray]: # mean (n,) and sd (n,) of ln(life) according to the anchor
+        return self.anchor([part.table(g) for g in self.groups])
+    def blocks(self, part:Part)->dict: # what the models see of these cells
+        return _blocks(part, self.groups, any('q' in m.conditions.names for m in self.models))
 
-# %% ../nbs/41_lives.ipynb #4037b0e9
+# %% ../nbs/41_lives.ipynb #4fa09009
 def _curves_to(part:Part, life:np.ndarray)->Draws: # records from their first point to the given life, or their end
     u, out, last = np.linspace(0, 1, GRID), [], []
     for i, L in zip(part.cells.ids, life):
@@ -338,14 +391,14 @@ def _curves_to(part:Part, life:np.ndarray)->Draws: # records from their first po
     return Draws(u*np.array(last)[:, None], np.stack(out), np.ones(len(life), bool))
 
 def _blocks(part:Part, groups, matrix:bool)->dict:
-    blocks = dict(features=part.table(groups)) if groups else {}
+    blocks = dict(features=part.table(_joined(groups))) if _joined(groups) else {}
     return blocks | (dict(q=np.clip(np.nan_to_num(part.dq), -.1, .1)[:, ::max(1, part.dq.shape[1]//20)]) if matrix else {})
 
 def fit_early(
     train:Part, # training cells
     convention:str='nominal', # or 'released'
     *,
-    groups:tuple|None=None, # of features; None: `choose_features`
+    groups:tuple|None=None, # names of groups, or a tuple of them for each anchor; None: `choose_features`
     anchored:bool=True, # False: DiffBatt has to find the life itself
     matrix:bool=True, # does it see the capacity matrix?
     seeds:Sequence[int]=tuple(range(10)), # one model each
@@ -356,8 +409,8 @@ def fit_early(
 )->EarlyLife:
     "Fit anchor and models on training cells alone."
     life = imputed(train, convention)
-    groups = choose_features(train, life).groups[0] if groups is None else tuple(groups)
-    anchor = Anchor(train.table(groups), np.log(life)) if anchored else None
+    groups = choose_features(train, life).groups[0] if groups is None else _panel(groups)
+    anchor = Panel([train.table(g) for g in groups], np.log(life)) if anchored else None
     x, level = encode(_curves_to(train, life))
     if anchored: x[:, 0] = (np.log(life) - anchor.loo_mean)/anchor.loo_sd
     blocks = _blocks(train, groups, matrix)
@@ -365,7 +418,7 @@ def fit_early(
     models, _ = train_diffbatt(cfg, x, blocks, steps=steps, seeds=seeds, batch_size=len(x), jitter=jitter, ckpt=ckpt, ema=.99, weight_decay=1e-2)
     return EarlyLife(anchor, models, groups, convention, float(np.median(level)))
 
-# %% ../nbs/41_lives.ipynb #1918ba55
+# %% ../nbs/41_lives.ipynb #3d660232
 def draw_early(
     early:EarlyLife, # from `fit_early`
     part:Part, # cells to predict
@@ -376,37 +429,44 @@ def draw_early(
     seed:int=0,
 )->tuple[np.ndarray, np.ndarray]: # lives (seeds, n, draws) in cycles; curves (seeds, n, draws, GRID) over the first point
     "Draw lives and curves for every cell from every seed's model."
-    matrix = any('q' in m.conditions.names for m in early.models)
-    blocks = _blocks(part, early.groups, matrix)
+    blocks = early.blocks(part)
     x = np.stack([m.generate(draws, blocks, w=w, steps=steps, seed=seed + 101*k).double().numpy() for k, m in enumerate(early.models)])
     length = x[..., 0]
     if early.anchor is not None:
-        mean, sd = early.anchor(part.table(early.groups))
+        mean, sd = early.expects(part)
+        if early.radius: length = spread_to(length, early.radius)
         length = mean[:, None] + sd[:, None]*length
-    middle = np.median(length, -1, keepdims=True)
     first = np.array([trend(part.cells.soh(i))[0] for i in part.cells.ids])
     level = np.clip(.8/first, .5, .98)[:, None, None] if early.convention == 'nominal' else early.level
-    lives = np.exp(middle + early.stretch*(length - middle))
-    return np.minimum(lives, 2560) if early.convention == 'released' else lives, level + (1 - level)*from_modes(x[..., 1:])
+    return np.minimum(np.exp(length), 2560 if early.convention == 'released' else np.inf), level + (1 - level)*from_modes(x[..., 1:])
 
-# %% ../nbs/41_lives.ipynb #96178567
+# %% ../nbs/41_lives.ipynb #e8af7b3c
+def spread_to(
+    z:np.ndarray, # (..., draws)
+    radius:float, # > 0
+    level:float=.8, # central share
+)->np.ndarray: # the same shape: median 0, and the ends of the central share at -radius and radius
+    "Each cloud moved and stretched, on either side by its own factor. Raises `ValueError` unless the radius is positive."
+    if not radius > 0: raise ValueError(f"radius must be > 0, got {radius}")
+    lo, mid, hi = (np.quantile(z, q, axis=-1, keepdims=True) for q in ((1-level)/2, .5, (1+level)/2))
+    return radius*(z - mid)/np.maximum(np.where(z < mid, mid - lo, hi - mid), 1e-6)
+
 def calibrate_early(
     early:EarlyLife, # with an anchor
     train:Part, # the cells it was fitted on
     level:float=.8, # of the interval
-    seed:int=0,
-)->EarlyLife: # the same, with `stretch` set
-    "Stretch the drawn lives so that their central interval is as wide as cross-fitted errors ask. Raises `ValueError` without an anchor."
+    fold:np.ndarray|None=None, # (n,) campaigns to leave out; None: shuffled folds
+    repeats:int=3, # shuffles
+)->EarlyLife: # the same, with `radius` set
+    "Let drawn lives have the interval that cross-fitted errors ask for. Raises `ValueError` without an anchor."
     if early.anchor is None: raise ValueError("calibration from cross-fitted errors needs an anchor, got None")
-    y = np.log(imputed(train, early.convention)); mean, sd = cross_fitted(train.table(early.groups), y)
-    radius = np.sort(np.abs((y - mean)/sd))[min(math.ceil((len(y) + 1)*level), len(y)) - 1]
-    matrix = any('q' in m.conditions.names for m in early.models)
-    blocks = _blocks(train, early.groups, matrix)
-    z = np.stack([m.generate(60, blocks, steps=15, seed=seed + 101*k)[..., 0].numpy() for k, m in enumerate(early.models)])
-    lo, hi = np.quantile(z, [(1-level)/2, (1+level)/2], axis=-1)
-    early.stretch = float(2*radius/np.mean(hi - lo))
+    y, xs = np.log(imputed(train, early.convention)), [train.table(g) for g in early.groups]
+    said = [cross_fitted(xs, y, f) for f in ([fold] if fold is not None else [shuffled(len(y), seed=s) for s in range(repeats)])]
+    z = np.sort(np.concatenate([np.abs(y - mean)/sd for mean, sd in said]))
+    early.radius = float(z[min(math.ceil((len(y) + 1)*level*len(z)/len(y)), len(z)) - 1])
     return early
 
+# %% ../nbs/41_lives.ipynb #546fe1d2
 def score_lives(
     draws:np.ndarray, # (n, m) drawn lives, or (n,) point predictions
     part:Part, # what they were drawn for

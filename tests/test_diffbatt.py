@@ -106,3 +106,32 @@ def test_save_load_and_bad_folders(tmp_path):
     shipped = DiffBatt(DiffBattCfg(cond=(('whole', 1), ('level', 1)), always=('whole', 'level'), width=16, depth=1))
     with pytest.raises(ValueError, match="missing \\['whole'\\]"): shipped.sample(2)
     with pytest.raises(ValueError, match='canvas'): DiffBatt(DiffBattCfg.published()).sample(2)
+
+@pytest.fixture(scope='module')
+def tiny(): return fit_diffbatt(simulate_fleet(3, seed=1), steps=2, width=16, depth=1)
+
+@pytest.mark.parametrize('n', [0, -1, 2.5, True, None, '3', float('nan')])
+def test_how_many_is_a_whole_number(tiny, n):
+    for call in (lambda: tiny.sample(n), lambda: tiny.generate(n, dict(level=np.zeros((1, 1))))):
+        with pytest.raises(ValueError, match='n must be a whole number of at least 1, got'): call()
+    assert len(tiny.sample(np.int64(2))) == 2
+
+def test_the_number_drawn_and_the_batch_change_nothing(tiny):
+    few, many = tiny.sample(4, seed=1), tiny.sample(50, seed=1)
+    assert np.allclose(few.soh, many.soh[:4], atol=1e-5) and np.allclose(few.life, many.life[:4], rtol=1e-4)
+    level = dict(level=np.zeros((1, 1)))
+    for sampler in ('dpm', 'ddim', 'ancestral'):
+        whole, parts = (tiny.generate(9, level, sampler=sampler, steps=12, batch=b).numpy() for b in (100, 4))
+        assert np.allclose(whole, parts, atol=1e-4), sampler
+
+def test_conditions_that_cannot_be_used_are_named(tiny):
+    with pytest.raises(ValueError, match="knows the conditions .*'level'.*got .*'chemistry'"): tiny.sample(2, cond=dict(chemistry=[1.]))
+    for w in (float('nan'), float('inf')):
+        with pytest.raises(ValueError, match='w must be finite'): tiny.sample(2, w=w)
+    fleet = simulate_fleet(4, seed=1)
+    for bad in (np.ones((3, 1)), np.ones(4)):
+        with pytest.raises(ValueError, match=rf'must have the shape \({len(fleet)}, size\), got'): fit_diffbatt(fleet, cond=dict(a=bad), steps=1)
+    flat = Draws(np.tile(np.linspace(0, 9, 65), (2, 1)), np.ones((2, 65)), np.zeros(2, bool))
+    with pytest.raises(ValueError, match='none of the 2 curves falls'): fit_diffbatt(flat, steps=1)
+    whole = DiffBatt(DiffBattCfg(cond=(('whole', 1), ('level', 1)), always=('whole', 'level'), width=16, depth=1))
+    with pytest.raises(ValueError, match='completion.synthesise'): whole.sample(2)

@@ -2,10 +2,11 @@
 import os
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from battnb.completion import LEAST, calibrate_completion, context, drawn_cells, examples, kind_of, known_part, life, life_interval, save_completion, split_off, synthesise, train_completion
+from battnb.completion import LEAST, Trust, answers, calibrate_completion, context, drawn_cells, examples, kind_of, known_part, life, life_interval, load_trust, save_completion, split_off, synthesise, train_completion
 from battnb.core import InputError
 from battnb.data import Cells
-from battnb.lives import BENCHES, Anchor, baselines, benchmark, calibrate_early, change, crps_draws, draw_early, fit_early, imputed, life_error, made_up, nominal_life, rates, released_life, score_lives
+from battnb.lives import (BENCHES, Anchor, Constant, Panel, _matched, baselines, benchmark, calibrate_early, canvas_of, change, choose_features, crps_draws, cross_fitted, draw_early, fit_early, imputed, life_error, made_up,
+    nominal_life, rates, released_life, score_lives, shuffled)
 from battnb.simulate import simulate_fleet
 
 REAL = pytest.mark.skipif(not (Path(os.environ.get('BATTNB_DATA', '/nowhere'))/'early_dq.npz').is_file(), reason='needs BATTNB_DATA/early_dq.npz')
@@ -58,20 +59,49 @@ def test_draws_with_and_without_anchor():
         assert lives.shape == (2, 8, 6) and np.isfinite(lives).all() and (lives <= 2560).all() and np.allclose(curves[..., 0], 1)
         assert set(score_lives(lives[0], test, 'released')) >= {'rmse', 'coverage', 'crps'}
 
+def test_panels_and_the_constant():
+    train, test = made_up(24, 0), made_up(8, 1); y = np.log(imputed(train)); x = [train.table(('curves',)), train.table(())]
+    one, both, none = Panel(x[:1], y), Panel(x, y), Panel(x[1:], y)
+    m, s = both([test.table(('curves',)), test.table(())])
+    assert np.allclose(m, (one([test.table(('curves',))])[0] + y.mean())/2) and np.allclose(none([np.empty((3, 0))])[0], y.mean()) and (s > 0).all()
+    assert np.isclose(Constant(y).loo_mean[0], y[1:].mean()) and np.allclose(one.loo_mean, Anchor(x[0], y).loo_mean)
+    fold = shuffled(24, 4, 1); mean, sd = cross_fitted(x[1:], y, fold)
+    assert sorted(np.bincount(fold)) == [6]*4 and np.allclose(mean[fold == 2], y[fold != 2].mean())
+    life_ = imputed(train); table = choose_features(train, life_, fold=fold).set_index('groups')
+    assert np.isclose(table.rmse[((),)], np.sqrt(np.mean((np.exp(mean) - life_)**2))) and table.rmse.is_monotonic_increasing
+    assert sum(len(k) == 2 for k in table.index) == 2 and any(() in k and len(k) == 2 for k in table.index)    # two best averaged, the best shrunk to the constant
+
+def test_released_rows_find_their_cells():
+    part = made_up(12, 3); rows = canvas_of(part.cells)
+    assert _matched(rows[[4, 2]] + 1e-4, part.cells) == [part.cells.ids[4], part.cells.ids[2]]
+    shorter = rows[[5]].copy(); shorter[:, int(rows[5].astype(bool).sum()*.7):] = 0
+    assert _matched(shorter, part.cells) == [None]
+
+def test_calibrated_intervals_are_the_anchors():
+    train, test = made_up(24, 0), made_up(8, 1)
+    early = calibrate_early(fit_early(train, groups=('curves',), seeds=(0, 1), steps=5), train); mean, sd = early.expects(test)
+    for lives in draw_early(early, test, 201)[0]:
+        assert np.allclose(np.log(np.median(lives, 1)), mean, atol=1e-6)
+        assert np.allclose(np.log(np.quantile(lives, [.1, .9], axis=1)), mean + np.outer([-1, 1], early.radius*sd), atol=.02)
+    campaigns = np.arange(24) % 2
+    assert calibrate_early(early, train, fold=campaigns).radius > 0
+
 @REAL
 def test_published_splits():
-    sizes = dict(MATR1=(41, 42), MATR2=(41, 40), HUST=(55, 22), SNL=(40, 25), CRUH=(51, 34), CRUSH=(91, 59))
+    sizes = dict(MATR1=(41, 42), MATR2=(41, 40), HUST=(55, 22), CLO=(99, 69), SNL=(40, 25), CRUH=(51, 34), CRUSH=(91, 59)) | {'MATR to CLO': (123, 45)}
+    assert tuple(sizes) == BENCHES
     for name, (a, b) in sizes.items():
         bench = benchmark(name)
         assert (len(bench.train), len(bench.test)) == (a, b) and not set(bench.train.cells.ids) & set(bench.test.cells.ids)
         assert all(np.isfinite(f.to_numpy(float)).all() for p in (bench.train, bench.test) for f in p.features.values())
+    clo = benchmark('CLO'); miss = np.sqrt(np.mean((clo.test.life['nominal'] - clo.train.life['nominal'].mean())**2))
+    assert abs(miss - 331) < 5                                    # the constant of the published split errs by 331 cycles
     assert round(np.sqrt(np.mean((benchmark('MATR1').test.life['released'] - benchmark('MATR1').train.life['released'].mean())**2))) in range(380, 390)
 
 def test_benchmark_without_data(monkeypatch):
     monkeypatch.delenv('BATTNB_DATA', raising=False)
     with pytest.raises(InputError, match='needs early_dq.npz'): benchmark('HUST')
     with pytest.raises(InputError, match='there are MATR1'): benchmark('matr1')
-    assert len(BENCHES) == 7
 
 def test_the_clock_and_the_scale_do_not_matter(model):
     net, _ = model
@@ -97,16 +127,33 @@ def test_any_cell(model, what):
 
 def test_life_of_many(model, tmp_path):
     net, fleet = model
-    factor = calibrate_completion(net, dict(fleet=fleet), per=3, draws=10)
-    assert set(factor) == {.5, .8, .9, .95} and factor[.5] <= factor[.8] <= factor[.95]
-    folder = save_completion(net, tmp_path/'d', factor, '# card', train_cells=fleet.ids)
+    trust = calibrate_completion(*answers(net, dict(fleet=fleet), per=3, draws=10))
+    assert [l for l, _ in trust.radius] == [.5, .8, .9, .95] and trust.at(.5) <= trust.at(.8) <= trust.at(.95)
+    folder = save_completion(net, tmp_path/'d', trust, card='# card', train_cells=fleet.ids)
     a, b = life(folder, fleet, at=300, draws=10), life(folder, fleet, at=300, level=90, draws=10)
     both = (a.reason == 'drawn') & a.hi.notna() & b.hi.notna()
     assert both.any() and (b.hi[both] >= a.hi[both]).all() and (b.lo[both] <= a.lo[both]).all() and a.cell_id.tolist() == fleet.ids
     with pytest.raises(InputError, match='calibrated from 50 to 95'): life(folder, fleet, level=20)
     with pytest.raises(InputError, match='8 known rows'): life(folder, fleet, at=int(fleet.cycle(fleet.ids[0])[3]))
-    lo, mid, hi = life_interval(np.array([[100., 200., 400.]]), 2.)
+    lo, mid, hi = life_interval(np.array([[100., 200., 400.]]), Trust(radius=((.8, 2.),)))
     assert lo[0] < 100 and hi[0] > 400 and mid[0] == pytest.approx(200)
+    lo, mid, hi = life_interval(np.array([[100., 200., 400.]]), Trust(.5, False, ((.8, np.log(2)),)), line=np.array([800.]))
+    assert np.allclose([lo[0], mid[0], hi[0]], [200, 400, 800])
+
+def test_known_kinds_and_new_ones(model, tmp_path):
+    net, fleet = model; names = sorted(set(fleet.cells.dataset.astype(str).str.upper()))
+    old, new = Trust(1., True, ((.5, .1), (.95, .2))), Trust(0., False, ((.5, 1.), (.95, 2.)))
+    folder = save_completion(net, tmp_path/'d', old, new, trained_on=names)
+    assert load_trust(folder) == (old, new, set(names))
+    ask = dict(at=300, draws=10)
+    told, named, other = life(folder, fleet, known=True, **ask), life(folder, fleet, **ask), life(folder, fleet, known=False, **ask)
+    assert told.equals(named) and not named.equals(other)
+    renamed = Cells(fleet.cycles, fleet.cells.assign(dataset='mine'), 'mine'); assert life(folder, renamed, **ask).equals(other)
+    i = other.index[(other.reason == 'drawn') & other.eol_cycle.notna()][0]                     # a share of zero is the line
+    line = net.complete(fleet.take([other.cell_id[i]]), 300, draws=3).line[0]
+    assert abs(float(other.eol_cycle[i]) - other.cutoff[i] - line) <= 1
+    (folder/'conformal-life.json').write_text('{"0.8": 1.0}')
+    with pytest.raises(InputError, match='no calibration of lives'): life(folder, fleet)
 
 def test_pieces(model):
     net, fleet = model
@@ -116,5 +163,7 @@ def test_pieces(model):
     rest, aside = split_off(dict(fleet=fleet, few=fleet.take(fleet.ids[:3])))
     assert not set(rest['fleet'].ids) & set(aside['fleet'].ids) and 'few' not in aside and len(rest['few']) == 3
     assert len(drawn_cells(5, 120, seed=1)) == 5 and np.allclose(synthesise(net, 4, level=.9).soh[:, -1], .9)
+    for n in (0, -1, 2.5):
+        with pytest.raises(ValueError, match='n must be a whole number of at least 1, got'): synthesise(net, n)
     with pytest.raises(InputError, match='none of the 1 records'): examples(cell(np.ones(50)), 3)
     assert change(np.zeros((2, 20, 5)), 9).shape == (2, 5)
