@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tanh_table', 'bend', 'CfCCell', 'quantize_cfc', 'isqrt', 'reciprocal', 'Norm', 'quantize_norm', 'Ode', 'quantize_ode',
-           'Net', 'quantize_stage', 'stages_of', 'quantize_dlnet']
+           'Net', 'quantize_short', 'short_rows', 'quantize_stage', 'stages_of', 'quantize_dlnet']
 
 # %% ../nbs/77_intlayers.ipynb #07b545c1
 from collections import Counter
@@ -13,19 +13,24 @@ import numpy as np
 from .core import InputError
 from .integers import GATE_BITS, OUT_BITS, SOH_BITS, Body, Dense, IntModel, _array, _saturated, fits, gate_table, int32, lookup, nearest, quantize_dense, quantize_liquid, rescale, sat16, to_int
 
-# %% ../nbs/77_intlayers.ipynb #fdd12403
-def tanh_table()->np.ndarray: # (513,) int16
-    "A hyperbolic tangent at 513 points from -8 to 8, in units of 2^-15."
-    return np.minimum(nearest(2**15*np.tanh(np.arange(-256, 257)/32)), 32767).astype(np.int16)
+# %% ../nbs/77_intlayers.ipynb #320d4514
+def tanh_table(
+    short:bool=False, # only the side above zero, in half as many intervals
+)->np.ndarray: # (513,) or (129,) int16
+    "A hyperbolic tangent from -8 to 8 at points 1/32 apart, or from 0 to 8 at points 1/16 apart, in units of 2^-15."
+    return np.minimum(nearest(2**15*np.tanh(np.arange(129)/16 if short else np.arange(-256, 257)/32)), 32767).astype(np.int16)
 
 def bend(
-    table:np.ndarray, # (513,) int16, from `tanh_table`
+    table:np.ndarray, # (513,) or (129,) int16, from `tanh_table`
     z:np.ndarray, # int64 that fits int16, at 2^-12
 )->np.ndarray: # at 2^-15
-    "Linear interpolation between the points."
-    k, r = (z >> 7) + 256, z & 127
-    p, q = table[k].astype(np.int64), table[k + 1].astype(np.int64)
-    return p + (((q - p)*r + 64) >> 7)
+    "Linear interpolation between the points; with a short table, that of |z| and its sign."
+    if len(table) == 129: return np.where(z < 0, -1, 1)*_between(table, np.minimum(np.abs(z), 32767), 8)
+    return _between(table, z + 2**15, 7)
+
+def _between(table:np.ndarray, z:np.ndarray, bits:int)->np.ndarray: # points 2^bits apart, z from the first one on
+    p, q = table[z >> bits].astype(np.int64), table[(z >> bits) + 1].astype(np.int64)
+    return p + (((q - p)*(z & (2**bits - 1)) + 2**(bits - 1)) >> bits)
 
 # %% ../nbs/77_intlayers.ipynb #881a090b
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def quantize_cfc(
     outer = quantize_dense(1.7159*np.concatenate([w for w, _ in rows]), np.concatenate([b for _, b in rows]), 2.**-15, 2.**-GATE_BITS, what='heads')
     return CfCCell(inner, outer, gate_table(2**15), tanh_table(), gated)
 
-# %% ../nbs/77_intlayers.ipynb #6f67dcf0
+# %% ../nbs/77_intlayers.ipynb #bc44d4b1
 def isqrt(x:np.ndarray)->np.ndarray: # (n,) int64 below 2^62 -> floor of the root
     r = np.floor(np.sqrt(np.asarray(x, float))).astype(np.int64) # may be off by one beyond 2^52
     r = np.where(r*r > x, r - 1, r)
@@ -89,13 +94,13 @@ def reciprocal(
 class Norm:
     "Layer normalisation and its gain and bias (Eq. 2 above)."
     gain:np.ndarray # (n,) int16, in Q15 of the output's unit
-    bias:np.ndarray # (n,) int32, in the same, half a unit included
+    bias:np.ndarray # (n,) int16, in the output's unit
     eps:int # added to the sum of squares
     def __call__(self, y:np.ndarray)->np.ndarray: # (m, n) int64 that fits int16 -> (m, n), not saturated
         n = len(self.gain)
         dev = int32((512//n)*(n*y - y.sum(1, keepdims=True)), 'a deviation')
         z = rescale(dev, reciprocal((dev*dev).sum(1, keepdims=True) + self.eps))
-        return int32(z*self.gain + self.bias, 'a normalised value') >> 15
+        return (int32(z*self.gain + 2**14, 'a normalised value') >> 15) + self.bias
 
 def quantize_norm(
     gain, # (n,) float
@@ -107,9 +112,9 @@ def quantize_norm(
     "Integers of a layer normalisation. Raises `InputError` if the layer is wider than 512, or the output's unit too fine for the gain."
     g, b, n = _array(gain), _array(bias), len(_array(gain))
     if not 2 <= n <= 512: raise InputError(f"a normalised layer may have 2 to 512 units, got {n}")
-    q, c = nearest(g*np.sqrt(n)/y_scale), nearest(2**15*b/y_scale) + 2**14
-    if np.abs(q).max() > 32767 or np.abs(c).max() >= 2**30: raise InputError(f"normalisation: a gain may reach {32767*y_scale/np.sqrt(n):.3g}, got {np.abs(g).max():.3g}")
-    return Norm(q.astype(np.int16), c, int(nearest(eps*n*(512//n*n/x_scale)**2)))
+    q, c = nearest(g*np.sqrt(n)/y_scale), nearest(b/y_scale)
+    if np.abs(q).max() > 32767 or np.abs(c).max() > 32767: raise InputError(f"normalisation: a gain may reach {32767*y_scale/np.sqrt(n):.3g} and a bias {32767*y_scale:.3g}, got {np.abs(g).max():.3g} and {np.abs(b).max():.3g}")
+    return Norm(q.astype(np.int16), c.astype(np.int16), int(nearest(eps*n*(512//n*n/x_scale)**2)))
 
 # %% ../nbs/77_intlayers.ipynb #569e6a44
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def quantize_ode(model, x_scale:float)->Ode: # of a `DLNet`, on differences to o
     mean = quantize_dense(np.full((1, c.ctx), 1/(c.ctx*wide)), [(1 - c.low)/wide], x_scale, 2.**-GATE_BITS, what='mean')
     return Ode(mean, quantize_dense(w, np.zeros(n), 2.**-bits, 2.**-GATE_BITS, np.ones((n, 1)), 2.**-GATE_BITS, what='block'), decay, push, int(nearest(r*2**14)), c.steps, bits)
 
-# %% ../nbs/77_intlayers.ipynb #5e211213
+# %% ../nbs/77_intlayers.ipynb #c9980593
 @dataclass(frozen=True)
 class Net(Body):
     "Stages, and a block of explicit steps after some of them."
@@ -152,7 +157,7 @@ class Net(Body):
     act:tuple[str, ...] # 'relu' or 'tanh' for each
     ode:Ode|None
     at:int # stages before the block
-    tanh:np.ndarray # (513,) int16
+    tanh:np.ndarray # (129,) int16: a short table
     kind = 'net'
     def run(self, diff:np.ndarray, tally:Counter|None=None)->np.ndarray: # (n, ctx) -> (n, units) features
         x = diff
@@ -177,7 +182,33 @@ class Net(Body):
         ode = numbers['ode'] and Ode(layers['mean'], layers['block'], tables['decay'], tables['push'], **numbers['ode'])
         return cls(tuple(layers[f'stage{i}'] for i in range(len(norm))), norm, tuple(numbers['act']), ode, numbers['at'], tables['tanh'])
 
-# %% ../nbs/77_intlayers.ipynb #01745e86
+# %% ../nbs/77_intlayers.ipynb #4ba2a91e
+def quantize_short(
+    w, # (rows, cols) float weights
+    b, # (rows,) float biases
+    x_scale:float, # value of one unit of the input
+    y_scale:float, # value of one unit of the output
+    what:str='layer', # its name, for messages
+)->Dense: # factors are 1 to 255 times one number, biases 16 bits times a power of two
+    "Integers of a dense layer that takes three bytes a row beside its weights. Raises `InputError` as `quantize_dense` does."
+    m = quantize_dense(w, b, x_scale, y_scale, what=what).m
+    unit = max(1, -(-m.max()//255))
+    m = np.maximum(-(-m//unit), 1)*unit
+    row = m*2.**-32*y_scale/x_scale
+    exact = _array(b)/(row*x_scale)
+    step = 2**max(0, int(np.ceil(np.log2(max(np.abs(exact).max(), 1)/32767))))
+    layer = Dense(nearest(_array(w)/row[:, None]).astype(np.int8), nearest(exact/step)*step, m)
+    if layer.bound() >= 2**31 or m.max() >= 2**31: raise InputError(f"{what}: an accumulator could reach {layer.bound()} and a factor {m.max()}, the limit is {2**31 - 1}")
+    return layer
+
+def short_rows(layer:Dense)->tuple[np.ndarray, int, np.ndarray, int]: # biases as int16 and their unit, factors as uint8 and theirs
+    "The three bytes of each row. Raises `InputError` unless the layer comes from `quantize_short`."
+    unit, step = int(np.gcd.reduce(layer.m)), int(np.gcd.reduce(layer.b) & -np.gcd.reduce(layer.b)) or 1
+    b, m = layer.b//step, layer.m//unit
+    if m.max() > 255 or np.abs(b).max() > 32767: raise InputError(f"a row's factor may be 255 units and its bias 32767, got {m.max()} and {np.abs(b).max()}")
+    return b.astype(np.int16), step, m.astype(np.uint8), unit
+
+# %% ../nbs/77_intlayers.ipynb #6ff0cc12
 def _scale_for(largest:float, *least:float)->float: # a power of two with a bit of headroom, and not below what the weights allow
     return float(2.**np.ceil(np.log2(max(2**-20, 2*largest/32767, *least))))
 
@@ -188,13 +219,13 @@ def quantize_stage(w, b, norm, act:str, x:np.ndarray, x_scale:float)->tuple[Dens
     least = (2.1*np.abs(w).max()*x_scale/126, 2.1*np.abs(b).max()/2**29)
     if norm is None:
         scale = 2.**-GATE_BITS if act == 'tanh' else _scale_for(np.abs(y).max(), *least)
-        dense, n = quantize_dense(w, b, x_scale, scale, what='stage'), None
+        dense, n = quantize_short(w, b, x_scale, scale, what='stage'), None
     else:
         mid = _scale_for(np.abs(y).max(), *least)
         g, c, eps = _array(norm.weight), _array(norm.bias), norm.eps
         y = (y - y.mean(1, keepdims=True))/np.sqrt(y.var(1, keepdims=True) + eps)*g + c
-        scale = 2.**-GATE_BITS if act == 'tanh' else _scale_for(np.abs(y).max(), np.abs(g).max()*np.sqrt(len(g))/32767)
-        dense, n = quantize_dense(w, b, x_scale, mid, what='stage'), quantize_norm(g, c, eps, mid, scale)
+        scale = 2.**-GATE_BITS if act == 'tanh' else _scale_for(np.abs(y).max(), np.abs(g).max()*np.sqrt(len(g))/32767, np.abs(c).max()/32767)
+        dense, n = quantize_short(w, b, x_scale, mid, what='stage'), quantize_norm(g, c, eps, mid, scale)
     return dense, n, np.tanh(y) if act == 'tanh' else np.maximum(y, 0), 2.**-15 if act == 'tanh' else scale
 
 def stages_of(net)->list[tuple]: # of an `nn.Sequential`: (linear, norm or None, 'relu', 'tanh' or None)
@@ -207,7 +238,7 @@ def stages_of(net)->list[tuple]: # of an `nn.Sequential`: (linear, norm or None,
         elif kind not in ('Dropout', 'Identity'): raise InputError(f"a network of stages may hold Linear, LayerNorm, ReLU, Tanh and Dropout, got {kind}")
     return [tuple(s) for s in out]
 
-# %% ../nbs/77_intlayers.ipynb #49bcf724
+# %% ../nbs/77_intlayers.ipynb #ae0549d4
 def quantize_dlnet(
     model, # a `DLNet`, pruned or not
     ctx:np.ndarray, # (n, ctx) SOH of training cells
@@ -225,8 +256,8 @@ def quantize_dlnet(
         return x, scale
     x, scale = add(stages_of(model.encoder), x, unit, True)
     at, ode = len(dense), quantize_ode(model, unit)
-    back = Net(tuple(dense), tuple(norms), tuple(acts), ode, at, tanh_table()).run(diff)*2.**-ode.bits
+    back = Net(tuple(dense), tuple(norms), tuple(acts), ode, at, tanh_table(short=True)).run(diff)*2.**-ode.bits
     *hidden, last = stages_of(model.decoder)
     x, scale = add(hidden, back, 2.**-ode.bits, False)
-    head = quantize_dense(wide*_array(last[0].weight), wide*_array(last[0].bias) + c.low - 1, scale, 2.**-OUT_BITS, what='head')
-    return IntModel(c.ctx, c.hor, 32767, 'one', Net(tuple(dense), tuple(norms), tuple(acts), ode, at, tanh_table()), head)
+    head = quantize_short(wide*_array(last[0].weight), wide*_array(last[0].bias) + c.low - 1, scale, 2.**-OUT_BITS, what='head')
+    return IntModel(c.ctx, c.hor, 32767, 'one', Net(tuple(dense), tuple(norms), tuple(acts), ode, at, tanh_table(short=True)), head)

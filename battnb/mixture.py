@@ -6,11 +6,12 @@
 __all__ = ['LOGIT_BITS', 'LOOK_BITS', 'coefficients', 'exp_table', 'shares', 'standardise', 'Mix', 'quantize_mix',
            'quantize_gate']
 
-# %% ../nbs/78_mixture.ipynb #bd4d1d1e
+# %% ../nbs/78_mixture.ipynb #0e0bc4da
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np
+from fastcore.basics import patch
 from .core import InputError
 from .integers import SOH_BITS, Body, Dense, IntModel, _array, _saturated, fits, int32, nearest, quantize_chain, quantize_dense, rescale, sat16, to_int
 from .intlayers import reciprocal
@@ -64,7 +65,7 @@ def standardise(
     wide = int(nearest(2**(32 - 15 + LOOK_BITS)*np.sqrt(n)))
     return rescale(rescale(int32(c*(n*np.concatenate([diff, ends], 1) - total), 'a deviation'), one), wide)
 
-# %% ../nbs/78_mixture.ipynb #2d0a1617
+# %% ../nbs/78_mixture.ipynb #879ee3ef
 @dataclass(frozen=True)
 class Mix(Body):
     "Continuations of the context, weighed step by step (Eq. 1 above)."
@@ -81,31 +82,43 @@ class Mix(Body):
     def numbers(self): return dict(count=list(self.count), bits=self.bits, eps=self.eps)
     @classmethod
     def build(cls, layers, tables, numbers): return cls(layers['fits'], **tables, count=tuple(numbers['count']), bits=numbers['bits'], eps=numbers['eps'])
-    def parts(self, diff:np.ndarray)->list[np.ndarray]: # (n, ctx) -> three times (n, K); what a continuation lacks is zero
-        k, k1, k2 = self.count
-        out = np.split(self.rows(diff), [k, k + k1], axis=1)
-        return [np.pad(a, ((0, 0), (k - a.shape[1], 0))) for a in out]
-    def ends(self, coef)->np.ndarray: # (n, K) where each continuation ends, at 2^-14
-        return (int32(sum(coef), 'an end') + 2**(self.bits - 15)) >> (self.bits - 14)
-    def look(self, diff, coef, tally=None)->np.ndarray: # (n, ctx + K): what the network sees
-        ends = self.ends(coef)
-        _saturated(tally, 'hidden', ends)
-        if self.eps is None: return np.concatenate([diff, sat16(ends)], 1)
-        seen = standardise(diff, sat16(ends), self.eps)
-        _saturated(tally, 'hidden', seen)
-        return sat16(seen)
-    def run(self, diff:np.ndarray, judge:Callable, tally:Counter|None=None)->np.ndarray: # (n, ctx); (n, ctx + K) -> logits -> (n, hor) at 2^-13
-        coef, k = self.parts(diff), self.count[0]
-        logits = judge(self.look(diff, coef, tally))
-        _saturated(tally, 'gate', logits)
-        logits = sat16(logits).reshape(len(diff), -1, k)
-        logits = np.concatenate([logits, logits[:, -1:]], 1)
-        return np.stack([self._at(coef, logits, int(a), int(t)) for a, t in zip(self.at, self.theta)], 1)
-    def _at(self, coef, logits, at, theta):
-        low, high = logits[:, at >> 12], logits[:, (at >> 12) + 1]
-        g = shares(self.exp, 8*low + (((high - low)*(at & 4095) + 256) >> 9))
-        a0, a1, a2 = (int32(((g*a).sum(1) + 2**14) >> 15, 'a coefficient') for a in coef)
-        return (a0*2**15 + a1*theta + a2*((theta*theta + 2**14) >> 15) + 2**(self.bits + 1)) >> (self.bits + 2)
+
+# %% ../nbs/78_mixture.ipynb #4afc93b4
+@patch
+def parts(self:Mix, diff:np.ndarray)->list[np.ndarray]: # (n, ctx) -> three times (n, K); what a continuation lacks is zero
+    k, k1, k2 = self.count
+    out = np.split(self.rows(diff), [k, k + k1], axis=1)
+    return [np.pad(a, ((0, 0), (k - a.shape[1], 0))) for a in out]
+
+@patch
+def ends(self:Mix, coef)->np.ndarray: # (n, K) where each continuation ends, at 2^-14
+    return (int32(sum(coef), 'an end') + 2**(self.bits - 15)) >> (self.bits - 14)
+
+@patch
+def look(self:Mix, diff, coef, tally=None)->np.ndarray: # (n, ctx + K): what the network sees
+    ends = self.ends(coef)
+    _saturated(tally, 'hidden', ends)
+    if self.eps is None: return np.concatenate([diff, sat16(ends)], 1)
+    seen = standardise(diff, sat16(ends), self.eps)
+    _saturated(tally, 'hidden', seen)
+    return sat16(seen)
+
+# %% ../nbs/78_mixture.ipynb #a0109200
+@patch
+def at_step(self:Mix, coef, logits, at:int, theta:int)->np.ndarray: # (n,) forecast of one step at 2^-13 (Eq. 1 above)
+    low, high = logits[:, at >> 12], logits[:, (at >> 12) + 1]
+    g = shares(self.exp, 8*low + (((high - low)*(at & 4095) + 256) >> 9))
+    a0, a1, a2 = (int32(((g*a).sum(1) + 2**14) >> 15, 'a coefficient') for a in coef)
+    return (a0*2**15 + a1*theta + a2*((theta*theta + 2**14) >> 15) + 2**(self.bits + 1)) >> (self.bits + 2)
+
+@patch
+def run(self:Mix, diff:np.ndarray, judge:Callable, tally:Counter|None=None)->np.ndarray: # (n, ctx); (n, ctx + K) -> logits -> (n, hor) at 2^-13
+    coef, k = self.parts(diff), self.count[0]
+    logits = judge(self.look(diff, coef, tally))
+    _saturated(tally, 'gate', logits)
+    logits = sat16(logits).reshape(len(diff), -1, k)
+    logits = np.concatenate([logits, logits[:, -1:]], 1)
+    return np.stack([self.at_step(coef, logits, int(a), int(t)) for a, t in zip(self.at, self.theta)], 1)
 
 # %% ../nbs/78_mixture.ipynb #5d0c0d59
 def quantize_mix(

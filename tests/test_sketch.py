@@ -1,5 +1,6 @@
 """The sketch as a process, its log under power cuts, its parser under noise, streaming against batch."""
-import shutil, subprocess
+import os, shutil, subprocess
+from pathlib import Path
 import numpy as np
 import pytest
 from test_deploy import fades, liquid
@@ -99,3 +100,69 @@ int main(void) {
     out = subprocess.run([tmp_path/'stream'], input=x.tobytes(), capture_output=True, check=True).stdout
     got = np.frombuffer(out, '<i2').reshape(-1, q.hor)
     assert (got == q.forecast(np.lib.stride_tricks.sliding_window_view(x, q.ctx))).all()
+
+
+# ---- the board's own toolchain --------------------------------------------------------------------------------------------------
+
+ARDUINO = """#pragma once
+#include <stddef.h>
+#include <stdint.h>
+struct Print { // every overload that the Arduino API declares for these: an ambiguous call does not compile
+  size_t print(const char *), print(char), print(unsigned char, int = 10), print(int, int = 10), print(unsigned int, int = 10), print(long, int = 10),
+      print(unsigned long, int = 10), print(long long, int = 10), print(unsigned long long, int = 10), print(double, int = 2);
+  size_t println(const char *), println(char), println(unsigned char, int = 10), println(int, int = 10), println(unsigned int, int = 10), println(long, int = 10),
+      println(unsigned long, int = 10), println(long long, int = 10), println(unsigned long long, int = 10), println(double, int = 2), println();
+};
+struct Serial_ : Print { void begin(unsigned long); int available(); int read(); };
+extern Serial_ Serial;
+unsigned long micros();
+void setup();
+void loop();
+"""
+FLASH_IAP = """#pragma once
+#include <stdint.h>
+namespace mbed {
+class FlashIAP {
+public:
+  FlashIAP(); ~FlashIAP();
+  int init(); int deinit();
+  int read(void *buffer, uint32_t addr, uint32_t size);
+  int program(const void *buffer, uint32_t addr, uint32_t size);
+  int erase(uint32_t addr, uint32_t size);
+  uint32_t get_sector_size(uint32_t addr) const; uint32_t get_flash_start() const; uint32_t get_flash_size() const; uint32_t get_page_size() const;
+};
+}
+"""
+
+@pytest.mark.skipif(not shutil.which('arm-none-eabi-g++'), reason='no arm-none-eabi-g++')
+@pytest.mark.parametrize('defines', [['-DARDUINO_ARCH_MBED'], []], ids=['with FlashIAP', 'another core'])
+def test_compiles_for_the_board_against_declarations(built, tmp_path, defines):
+    "The real core is in no package registry; these headers declare what its documentation and sources declare, so names, argument orders and overloads are checked."
+    (tmp_path/'Arduino.h').write_text(ARDUINO)
+    (tmp_path/'FlashIAP.h').write_text(FLASH_IAP)
+    ino = next(built[0].glob('*/*.ino'))
+    cc = 'arm-none-eabi-g++ -mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16 -O2 -c -x c++ -std=gnu++14 -fno-exceptions -fno-rtti'.split()
+    for source, more in ((ino, ['-include', 'Arduino.h']), (ino.parent/'liquid.c', [])):    # the IDE puts Arduino.h before a sketch
+        done = subprocess.run([*cc, *D.WARNINGS, *defines, *more, '-I', tmp_path, '-I', ino.parent, source, '-o', tmp_path/'out.o'], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+@pytest.mark.skipif(not shutil.which('arduino-cli'), reason='arduino-cli and its core are not in the package registries')
+def test_compiles_with_the_real_core(built):
+    "With arduino-cli and the core arduino:mbed_nano installed, the folder compiles as it is."
+    cores = subprocess.run(['arduino-cli', 'core', 'list'], capture_output=True, text=True).stdout
+    if 'arduino:mbed_nano' not in cores: pytest.skip('core arduino:mbed_nano is not installed')
+    done = subprocess.run(['arduino-cli', 'compile', '-b', 'arduino:mbed_nano:nano33ble', next(built[0].glob('*/*.ino')).parent], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+def test_the_band_of_the_sketch_follows_and_its_count_survives(built, tmp_path):
+    g, flash = np.random.default_rng(5), tmp_path/'flash'
+    soh = np.clip(fades(1, 300)[0] + np.where(np.arange(300) > 96, g.normal(0, .02, 300), 0), .2, 1.5).round(6)
+    raw = np.minimum((soh*2**14 + .5).astype(int), 32767).astype(np.int16)
+    want = D.follow_record(built[2], raw)[-1]
+    lines = S.talk(built[1], ''.join(f'{v:.6f}\n' for v in soh), flash)
+    got = {l.split()[0]: np.array(l.split()[1:], float) for l in lines[-4:-1]}
+    assert np.abs(got['high'] - (want[0] + want[1])/2**13).max() < 1e-4 and np.abs(got['low'] - (want[0] - want[1])/2**13).max() < 1e-4
+    assert want[1][-1] > 1.5*built[2].half[-1]                                              # wider than calibrated, for so noisy a cell
+    again = S.talk(built[1], f'{soh[-1]:.6f}\n', flash)                                     # after a restart the factor is still there
+    high, mid = (np.array(next(l for l in again if l.startswith(n)).split()[1:], float) for n in ('high', 'soh'))
+    assert (high - mid)[-1] > 1.5*built[2].half[-1]/2**13

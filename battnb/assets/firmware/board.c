@@ -9,6 +9,36 @@ int16_t board_ctx[LIQUID_CTX], board_soh[LIQUID_HOR];
 int main(void);
 void board_done(int status);
 
+#ifdef BOARD_FOLLOW
+/* one value a cycle, an interval that follows the cell: board_ctx[0] in, board_soh and board_half out */
+extern liquid_history board_history;
+extern liquid_follow board_follow;
+extern int16_t board_half[LIQUID_HOR];
+liquid_history board_history;
+liquid_follow board_follow;
+int16_t board_half[LIQUID_HOR];
+__attribute__((noinline)) void board_cycle(void);
+__attribute__((noinline)) void board_band(void);
+
+void board_band(void) /* what the interval adds to a cycle */
+{
+    int i;
+    liquid_follow_see(&board_follow, board_ctx[0]);
+    liquid_follow_keep(&board_follow, board_soh);
+    for (i = 0; i < LIQUID_HOR; i++) board_half[i] = (int16_t)liquid_follow_half(&board_follow, i);
+}
+
+void board_cycle(void)
+{
+    int i;
+    liquid_push(&board_history, board_ctx[0]);
+    liquid_follow_see(&board_follow, board_ctx[0]);
+    if (liquid_next(&board_work, &board_history, board_soh) == 0) return;
+    liquid_follow_keep(&board_follow, board_soh);
+    for (i = 0; i < LIQUID_HOR; i++) board_half[i] = (int16_t)liquid_follow_half(&board_follow, i);
+}
+#endif
+
 #ifndef BOARD_SEMIHOSTING
 void board_done(int status)
 {
@@ -18,6 +48,14 @@ void board_done(int status)
 
 int main(void)
 {
+#ifdef BOARD_FOLLOW
+    liquid_forget(&board_history);
+    liquid_follow_forget(&board_follow, 0);
+    board_cycle();
+    board_band();
+    liquid_follow_forget(&board_follow, 0);
+    liquid_forget(&board_history);
+#endif
     liquid_forecast(&board_work, board_ctx, board_soh);
     return 0;
 }

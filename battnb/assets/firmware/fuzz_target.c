@@ -57,6 +57,11 @@ void fuzz_one(const uint8_t *data, size_t n)
             must(memcmp(soh, f.soh, sizeof soh) == 0);
             for (k = 0; k < LIQUID_HOR; k++) {
                 char text[10];
+#ifdef LIQUID_HALF
+                must(liquid_follow_half(&f.follow, k) >= 0 && liquid_follow_half(&f.follow, k) <= 32767);
+                fade_text(f.soh[k] - liquid_follow_half(&f.follow, k), text);
+                must(strlen(text) >= 6 && strlen(text) <= 7);
+#endif
                 fade_text(f.soh[k], text);
                 must(strlen(text) >= 6 && strlen(text) <= 7);
             }
@@ -65,6 +70,9 @@ void fuzz_one(const uint8_t *data, size_t n)
     must(f.log.lost == 0);
     fade_begin(&back, &flash); /* what was kept is what is in memory */
     must(back.history.held == f.history.held && back.nominal_uah == f.nominal_uah);
+#ifdef LIQUID_HALF
+    must(back.follow.count == f.follow.count && f.follow.count >= -LIQUID_LIMIT && f.follow.count <= LIQUID_LIMIT);
+#endif
     for (k = 0; k < f.history.held; k++) {
         const int a = f.history.held == LIQUID_CTX ? f.history.at : 0, b = back.history.held == LIQUID_CTX ? back.history.at : 0;
         must(f.history.ring[(a + k) % LIQUID_CTX] == back.history.ring[(b + k) % LIQUID_CTX]);

@@ -17,18 +17,39 @@
 /* the specification floors when it shifts; C99 leaves negative numbers to the compiler */
 typedef char liquid_shift_must_floor[((-3) >> 1) == -2 ? 1 : -1];
 
+#if defined(__GNUC__)
+#define LIQUID_ONCE static __attribute__((noinline)) /* called from several places, kept once */
+#else
+#define LIQUID_ONCE static
+#endif
+#if defined(LIQUID_NET) && defined(__clang__)
+#define LIQUID_SMALL static __attribute__((minsize, noinline)) /* a network of stages spends its time in rows4: the rest may be short */
+#elif defined(LIQUID_NET) && defined(__GNUC__)
+#define LIQUID_SMALL static __attribute__((optimize("Os"), noinline))
+#else
+#define LIQUID_SMALL static
+#endif
+
 typedef struct { int32_t bias, mul; } liquid_row; /* of a dense layer */
-typedef struct { int32_t bias, gain; } liquid_scale; /* of a normalised value */
+#ifdef LIQUID_NET
+typedef struct { int16_t bias, gain; } liquid_scale; /* of a normalised value */
+typedef struct { /* three bytes a row beside its weights */
+    uint64_t eps;
+    const liquid_scale *norm; /* 0: not normalised */
+    const int8_t *w;
+    const int16_t *bias; /* in units of `step` */
+    const uint8_t *mul; /* in units of `unit` */
+    int32_t step, unit;
+    uint16_t rows, cols; /* in multiples of four */
+    uint16_t n, bend; /* true rows; is the rectifier a hyperbolic tangent? */
+} liquid_layer;
+#else
 typedef struct {
     const int8_t *w;
     const liquid_row *row;
     int rows, cols; /* in multiples of four */
-#ifdef LIQUID_NET
-    const liquid_scale *norm; /* 0: not normalised */
-    uint64_t eps;
-    int n, bend; /* true rows; is the rectifier a hyperbolic tangent? */
-#endif
 } liquid_layer;
+#endif
 typedef struct { int32_t push, decay; } liquid_pull; /* of an explicit step */
 typedef struct { int32_t bias, mul; uint16_t leak, pull; } liquid_unit; /* fused: leak holds 1 + dt/tau; pull holds A + 2^15 */
 
@@ -66,7 +87,15 @@ LIQUID_INLINE int16_t rectify(int32_t a)
 }
 #endif
 
-#ifdef LIQUID_TANH
+#ifdef LIQUID_NET
+/* hyperbolic tangent at 2^-15: linear interpolation in 128 intervals above zero, and the sign */
+LIQUID_ONCE int32_t bend(int32_t z)
+{
+    const int32_t size = z < 0 ? -z : z, at = size > 32767 ? 32767 : size, p = liquid_tanh[at >> 8];
+    const int32_t y = p + (((liquid_tanh[(at >> 8) + 1] - p) * (at & 255) + 128) >> 8);
+    return z < 0 ? -y : y;
+}
+#elif defined(LIQUID_TANH)
 /* hyperbolic tangent at 2^-15: linear interpolation in 512 intervals over the whole range of z */
 LIQUID_INLINE int32_t bend(int32_t z)
 {
@@ -281,6 +310,7 @@ void liquid_step(liquid_work *work, const int16_t *diff)
 }
 #endif
 
+#ifndef LIQUID_NET
 /* y += M x for every output, each matrix with its own scale, four rows at a time */
 LIQUID_INLINE liquid_four dense4(liquid_four y, const int8_t *w, const liquid_row *row, const int16_t *x, int groups)
 {
@@ -292,9 +322,10 @@ LIQUID_INLINE liquid_four dense4(liquid_four y, const int8_t *w, const liquid_ro
     y.d += rescale(acc.d, row[3].mul);
     return y;
 }
+#endif
 
 #if defined(LIQUID_NET) || defined(LIQUID_LOOK_EPS)
-static uint32_t root(uint64_t x) /* floor of the square root, below 2^62 */
+LIQUID_SMALL uint32_t root(uint64_t x) /* floor of the square root, below 2^62 */
 {
     uint64_t r = 0, bit = UINT64_C(1) << 60;
     while (bit > x) bit >>= 2;
@@ -310,7 +341,7 @@ static uint32_t root(uint64_t x) /* floor of the square root, below 2^62 */
 }
 
 /* 2^47 over the root of a sum of squares */
-static int32_t reciprocal(uint64_t squares)
+LIQUID_SMALL int32_t reciprocal(uint64_t squares)
 {
     uint32_t deviation = root(squares);
     int shift = 0;
@@ -327,7 +358,7 @@ LIQUID_INLINE int32_t activate(const liquid_layer *layer, int32_t y)
 }
 
 /* layer normalisation in place: distances from the mean over the root of their squares, then gain and bias */
-static void normalise(const liquid_layer *layer, int16_t *y)
+LIQUID_SMALL void normalise(const liquid_layer *layer, int16_t *y)
 {
     const int32_t n = layer->n, c = 512 / n;
     int32_t sum = 0, i, mul;
@@ -340,20 +371,30 @@ static void normalise(const liquid_layer *layer, int16_t *y)
     mul = reciprocal(squares);
     for (i = 0; i < n; i++) {
         const int32_t z = rescale(c * (n * y[i] - sum), mul);
-        y[i] = (int16_t)activate(layer, (z * layer->norm[i].gain + layer->norm[i].bias) >> 15);
+        y[i] = (int16_t)activate(layer, ((z * layer->norm[i].gain + 16384) >> 15) + layer->norm[i].bias);
     }
 }
 
-static void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
+/* four rows of a layer, from the i-th on */
+LIQUID_ONCE void rows4(const liquid_layer *layer, int i, const int16_t *x, int32_t *y)
 {
-    int i;
+    const int16_t *b = layer->bias + i;
+    const uint8_t *m = layer->mul + i;
+    liquid_four acc = {b[0] * layer->step, b[1] * layer->step, b[2] * layer->step, b[3] * layer->step};
+    acc = dot4(acc, layer->w + i * layer->cols, x, layer->cols / 4);
+    y[0] = rescale(acc.a, m[0] * layer->unit);
+    y[1] = rescale(acc.b, m[1] * layer->unit);
+    y[2] = rescale(acc.c, m[2] * layer->unit);
+    y[3] = rescale(acc.d, m[3] * layer->unit);
+}
+
+LIQUID_SMALL void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
+{
+    int i, j;
+    int32_t y[4];
     for (i = 0; i < layer->rows; i += 4) {
-        liquid_four y = {0, 0, 0, 0};
-        y = dense4(y, layer->w + i * layer->cols, layer->row + i, x, layer->cols / 4);
-        next[i] = (int16_t)(layer->norm != 0 ? sat16(y.a) : activate(layer, y.a));
-        next[i + 1] = (int16_t)(layer->norm != 0 ? sat16(y.b) : activate(layer, y.b));
-        next[i + 2] = (int16_t)(layer->norm != 0 ? sat16(y.c) : activate(layer, y.c));
-        next[i + 3] = (int16_t)(layer->norm != 0 ? sat16(y.d) : activate(layer, y.d));
+        rows4(layer, i, x, y);
+        for (j = 0; j < 4; j++) next[i + j] = (int16_t)(layer->norm != 0 ? sat16(y[j]) : activate(layer, y[j]));
     }
     if (layer->norm != 0) normalise(layer, next);
 }
@@ -374,19 +415,20 @@ static void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
 #endif
 
 #ifdef LIQUID_BLOCK
-LIQUID_INLINE int16_t explicit_step(int32_t acc, const liquid_row *row, int32_t s, const liquid_pull *pull)
+LIQUID_ONCE int16_t explicit_step(int32_t acc, const liquid_row *row, int32_t s, const liquid_pull *pull)
 {
     const int32_t th = bend(sat16(rescale(acc, row->mul)));
     return (int16_t)sat16(s + ((pull->push * th - pull->decay * s + 16384) >> 15));
 }
 
 /* explicit steps of a small differential equation, in place; `other` is scratch */
-static void block(liquid_work *work, int16_t *s, int16_t *other)
+LIQUID_SMALL void block(liquid_work *work, int16_t *s, int16_t *other)
 {
-    const liquid_four zero = {0, 0, 0, 0};
-    const int16_t mean = (int16_t)sat16(dense4(zero, liquid_mean_w, liquid_mean, work->diff, LIQUID_UP4(LIQUID_CTX) / 4).a);
-    int16_t *now = s, *next = other, *swap;
-    int i, k;
+    int16_t *now = s, *next = other, *swap, mean;
+    int32_t sum = 0;
+    int i, j, k;
+    for (i = 0; i < LIQUID_CTX; i++) sum += work->diff[i];
+    mean = (int16_t)sat16(rescale(sum * LIQUID_MEAN_W + (LIQUID_MEAN_BIAS), LIQUID_MEAN_MUL));
     for (i = 0; i < LIQUID_UP4(LIQUID_BLOCK); i++) {
         s[i] = (int16_t)((s[i] + LIQUID_BLOCK_HALF) >> LIQUID_BLOCK_SHIFT);
         work->start[i] = s[i];
@@ -396,11 +438,13 @@ static void block(liquid_work *work, int16_t *s, int16_t *other)
             const liquid_row *row = liquid_block + i;
             const int16_t *w = liquid_block_in + i;
             liquid_four acc = {row[0].bias + w[0] * mean, row[1].bias + w[1] * mean, row[2].bias + w[2] * mean, row[3].bias + w[3] * mean};
+            int32_t z[4];
             acc = dot4(acc, liquid_block_w + i * LIQUID_UP4(LIQUID_BLOCK), now, LIQUID_UP4(LIQUID_BLOCK) / 4);
-            next[i] = explicit_step(acc.a, row, now[i], liquid_pulls + i);
-            next[i + 1] = explicit_step(acc.b, row + 1, now[i + 1], liquid_pulls + i + 1);
-            next[i + 2] = explicit_step(acc.c, row + 2, now[i + 2], liquid_pulls + i + 2);
-            next[i + 3] = explicit_step(acc.d, row + 3, now[i + 3], liquid_pulls + i + 3);
+            z[0] = acc.a;
+            z[1] = acc.b;
+            z[2] = acc.c;
+            z[3] = acc.d;
+            for (j = 0; j < 4; j++) next[i + j] = explicit_step(z[j], row + j, now[i + j], liquid_pulls + i + j);
         }
         swap = now;
         now = next;
@@ -421,7 +465,7 @@ LIQUID_INLINE int32_t reference(int16_t last)
 }
 
 /* the context relative to its reference; `first` is where the oldest value lies in a ring */
-static void relate(liquid_work *work, const int16_t *ctx, int first, int32_t ref)
+LIQUID_SMALL void relate(liquid_work *work, const int16_t *ctx, int first, int32_t ref)
 {
     int i;
     for (i = 0; i < LIQUID_CTX; i++) {
@@ -434,7 +478,7 @@ static void relate(liquid_work *work, const int16_t *ctx, int first, int32_t ref
 
 #if LIQUID_UNITS
 /* differences to features */
-static const int16_t *features(liquid_work *work)
+LIQUID_SMALL const int16_t *features(liquid_work *work)
 {
 #if LIQUID_CELL
     const int16_t *u;
@@ -562,6 +606,18 @@ static void forecast(liquid_work *work, int32_t ref, int16_t *soh)
     }
     for (i = 0; i < LIQUID_HOR; i++) soh[i] = (int16_t)sat16(level + mixture(work, i));
 }
+#elif defined(LIQUID_NET)
+LIQUID_SMALL void forecast(liquid_work *work, int32_t ref, int16_t *soh)
+{
+    const int32_t level = (ref + 1) >> 1;
+    const int16_t *x = features(work);
+    int32_t y[4];
+    int i, j;
+    for (i = 0; i < LIQUID_HOR; i += 4) {
+        rows4(liquid_layers + LIQUID_LAYERS, i, x, y);
+        for (j = 0; j < 4 && i + j < LIQUID_HOR; j++) soh[i + j] = (int16_t)sat16(level + y[j]);
+    }
+}
 #else
 /* features and differences to the horizon */
 LIQUID_INLINE void outputs(const int16_t *diff, const int16_t *feature, int32_t ref, int16_t *soh)
@@ -638,3 +694,67 @@ uint16_t liquid_crossing(const int16_t *soh, int16_t level)
     while (i > 0 && soh[i - 1] < level) i--;
     return (uint16_t)(i < LIQUID_HOR ? i + 1 : 0);
 }
+
+#ifdef LIQUID_HALF
+/* e^(count times a constant) at 2^-12 */
+static int32_t widened(int32_t count)
+{
+    const uint16_t *t = liquid_factor + ((count >> LIQUID_FACTOR_SHIFT) + LIQUID_FACTOR_MID);
+    const int32_t p = t[0];
+    return p + (((t[1] - p) * (count & ((1 << LIQUID_FACTOR_SHIFT) - 1)) + (1 << (LIQUID_FACTOR_SHIFT - 1))) >> LIQUID_FACTOR_SHIFT);
+}
+
+static int32_t within(int32_t count) { return count < -LIQUID_LIMIT ? -LIQUID_LIMIT : count > LIQUID_LIMIT ? LIQUID_LIMIT : count; }
+
+void liquid_follow_forget(liquid_follow *follow, int16_t count)
+{
+    int i;
+    for (i = 0; i < LIQUID_DUE; i++) follow->due[i] = 0;
+    for (i = 0; i < LIQUID_OPEN; i++) follow->factor[i] = 0;
+    follow->change = 0;
+    follow->count = (int16_t)within(count);
+    follow->since = 0;
+    follow->open = 0;
+}
+
+void liquid_follow_see(liquid_follow *follow, int16_t soh)
+{
+    const int16_t *row = follow->due;
+    int32_t age;
+    if (follow->open == 0 || follow->since >= LIQUID_EVERY) return;
+    for (age = 0; age < follow->open; age++) {
+        const int32_t left = LIQUID_HOR - LIQUID_EVERY * age; /* so much of a forecast was open when it came to this row */
+        if (follow->since < left) {
+            const int32_t gap = soh - 2 * row[follow->since], off = gap < 0 ? -gap : gap;
+            follow->change += off * 2048 > liquid_half[LIQUID_EVERY * age + follow->since] * (int32_t)follow->factor[age] ? LIQUID_MISS - 1 : -1;
+        }
+        row += left;
+    }
+    if (++follow->since == LIQUID_EVERY) {
+        follow->count = (int16_t)within(follow->count + follow->change);
+        follow->change = 0;
+    }
+}
+
+void liquid_follow_keep(liquid_follow *follow, const int16_t *soh)
+{
+    int age, i;
+    if (follow->open != 0 && follow->since < LIQUID_EVERY) return;
+    for (age = LIQUID_OPEN - 1; age > 0; age--) { /* each row moves down by one, without what has been answered */
+        const int left = LIQUID_HOR - LIQUID_EVERY * age;
+        int16_t *row = follow->due + (LIQUID_HOR * age - LIQUID_EVERY * (age * (age - 1) / 2)); /* parentheses: no pointer beyond the end */
+        for (i = 0; i < left; i++) row[i] = row[i - left];
+        follow->factor[age] = follow->factor[age - 1];
+    }
+    for (i = 0; i < LIQUID_HOR; i++) follow->due[i] = soh[i];
+    follow->factor[0] = (uint16_t)widened(follow->count);
+    follow->since = 0;
+    if (follow->open < LIQUID_OPEN) follow->open++;
+}
+
+int32_t liquid_follow_half(const liquid_follow *follow, int step)
+{
+    const int32_t half = (liquid_half[step] * widened(follow->count) + 2048) >> 12;
+    return half > 32767 ? 32767 : half;
+}
+#endif

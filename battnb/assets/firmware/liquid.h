@@ -66,6 +66,20 @@ uint16_t liquid_crossing(const int16_t *soh, int16_t level);
 #ifdef LIQUID_HALF
 /* half-width of the prediction interval at each step, at 2^-13 */
 extern const int16_t liquid_half[LIQUID_HOR];
+
+/* an interval that follows one cell: how often its points lay outside the intervals that were issued so far */
+typedef struct {
+    int16_t due[LIQUID_DUE];      /* forecasts as far as they are unanswered, newest first */
+    uint16_t factor[LIQUID_OPEN]; /* on the half-widths, as each was issued, at 2^-12 */
+    int32_t change;               /* to the count, when the next forecast is due */
+    int16_t count;                /* the only thing worth keeping over a restart */
+    uint16_t since, open;         /* cycles since the newest of them; how many there are */
+} liquid_follow;
+
+void liquid_follow_forget(liquid_follow *follow, int16_t count);        /* begin, with a count that was kept, or 0 */
+void liquid_follow_see(liquid_follow *follow, int16_t soh);             /* every cycle: what was measured, at 2^-14 */
+void liquid_follow_keep(liquid_follow *follow, const int16_t *soh);     /* every forecast: kept where one is due, else ignored */
+int32_t liquid_follow_half(const liquid_follow *follow, int step);      /* half-width at a step as it is now, at 2^-13 */
 #endif
 
 #ifdef __cplusplus

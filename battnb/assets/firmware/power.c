@@ -57,6 +57,14 @@ static fade_t f, again;
 static uint32_t before[LIQUID_CTX + 1], after[LIQUID_CTX + 1], back[LIQUID_CTX + 1];
 static volatile uint32_t n_before;
 
+/* what the past of the cell has made of its interval */
+#ifdef LIQUID_HALF
+static int taught(const fade_t *g) { return g->follow.count; }
+#else
+static int taught(const fade_t *g) { (void)g; return 0; }
+#endif
+static volatile int taught_before;
+
 static void line(int i) /* the i-th line of the session */
 {
     char text[24], *c;
@@ -87,22 +95,25 @@ int main(int argc, char **argv)
             fade_begin(&f, &flash);
             for (i = 0; i < lines; i++) {
                 n_before = state(&f, before);
+                taught_before = taught(&f);
                 line(i);
             }
         } else {
             const uint32_t n_after = state(&f, after); /* memory at the moment of the cut holds the new line already */
+            const int taught_after = taught(&f);
             uint32_t n;
             int ok;
             budget = -1;
             fade_begin(&again, &flash);
             n = state(&again, back);
             ok = (n == n_before && memcmp(back, before, n * sizeof *back) == 0) || (n == n_after && memcmp(back, after, n * sizeof *back) == 0);
+            ok = ok && (taught(&again) == taught_before || taught(&again) == taught_after);
             if (ok) { /* and it must go on from there */
                 (void)fade_line(&again, "0.9");
                 (void)fade_line(&again, "0.91");
                 n = state(&again, back);
                 fade_begin(&f, &flash);
-                ok = state(&f, after) == n && memcmp(back, after, n * sizeof *back) == 0;
+                ok = state(&f, after) == n && memcmp(back, after, n * sizeof *back) == 0 && taught(&f) == taught(&again);
             }
             wrong = wrong + !ok;
         }

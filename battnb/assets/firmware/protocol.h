@@ -14,10 +14,22 @@ typedef struct {
     liquid_history history;  /* SOH of the last cycles */
     int16_t soh[LIQUID_HOR]; /* the forecast, at 2^-13 */
     uint32_t nominal_uah;    /* 0: lines are SOH; otherwise they are Ah */
+#ifdef LIQUID_HALF
+    liquid_follow follow;    /* how wide the interval must be for this cell */
+#endif
     fade_log log;            /* where history and nominal capacity are kept */
     char line[FADE_LINE];
     uint8_t length;          /* FADE_LINE: the line was too long */
 } fade_t;
+
+/* forget the values held, and what they have taught */
+static void fade_forget(fade_t *f)
+{
+    liquid_forget(&f->history);
+#ifdef LIQUID_HALF
+    liquid_follow_forget(&f->follow, 0);
+#endif
+}
 
 /* begin the other page with all that counts; its header comes last */
 static int fade_turn(fade_t *f)
@@ -27,6 +39,9 @@ static int fade_turn(fade_t *f)
     uint32_t slot = 1, i, at = f->history.held == LIQUID_CTX ? f->history.at : 0u;
     int failed = log->flash->erase(log->flash->device, page);
     if (f->nominal_uah != 0u) failed |= fade_write(log, page, slot++, generation, FADE_UNIT, f->nominal_uah);
+#ifdef LIQUID_HALF
+    failed |= fade_write(log, page, slot++, generation, FADE_BAND, (uint16_t)f->follow.count);
+#endif
     for (i = 0; i < f->history.held; i++) {
         failed |= fade_write(log, page, slot++, generation, FADE_SOH, (uint16_t)f->history.ring[at]);
         at = at + 1u < LIQUID_CTX ? at + 1u : 0u;
@@ -48,20 +63,23 @@ static void fade_keep(fade_t *f, uint32_t kind, uint32_t value)
     if (fade_append(&f->log, kind, value) == 1) (void)fade_turn(f);
 }
 
-/* begin with what the flash holds; pass 0 to keep nothing. Two pages must each hold LIQUID_CTX + 3 records of 12 bytes. */
+/* begin with what the flash holds; pass 0 to keep nothing. Two pages must each hold LIQUID_CTX + 4 records of 12 bytes. */
 static void fade_begin(fade_t *f, const fade_flash *flash)
 {
     fade_record r;
     uint32_t slot;
-    liquid_forget(&f->history);
+    fade_forget(f);
     f->nominal_uah = 0;
     f->length = 0;
     if (fade_open(&f->log, flash) == 0) return;
     for (slot = 1; slot < f->log.slot; slot++) {
         if (fade_read(&f->log, f->log.page, slot, f->log.generation, &r) != 1) continue; /* a power cut left this one unfinished */
         if (r.kind == FADE_SOH) liquid_push(&f->history, (int16_t)r.value);
-        if (r.kind == FADE_CLEAR || r.kind == FADE_UNIT) liquid_forget(&f->history);
+        if (r.kind == FADE_CLEAR || r.kind == FADE_UNIT) fade_forget(f);
         if (r.kind == FADE_UNIT) f->nominal_uah = r.value;
+#ifdef LIQUID_HALF
+        if (r.kind == FADE_BAND) liquid_follow_forget(&f->follow, (int16_t)(uint16_t)r.value); /* forecasts under test are lost, what they taught is not */
+#endif
     }
 }
 
@@ -91,7 +109,18 @@ static fade_event fade_push(fade_t *f, uint32_t micro)
     if (soh == 0 || soh > 32767u) return FADE_BAD;
     liquid_push(&f->history, (int16_t)soh);
     fade_keep(f, FADE_SOH, (uint32_t)soh);
-    return liquid_next(&f->work, &f->history, f->soh) != 0 ? FADE_FORECAST : FADE_STORED;
+#ifdef LIQUID_HALF
+    liquid_follow_see(&f->follow, (int16_t)soh);
+#endif
+    if (liquid_next(&f->work, &f->history, f->soh) == 0) return FADE_STORED;
+#ifdef LIQUID_HALF
+    {
+        const int due = f->follow.open == 0 || f->follow.since >= LIQUID_EVERY;
+        liquid_follow_keep(&f->follow, f->soh);
+        if (due) fade_keep(f, FADE_BAND, (uint16_t)f->follow.count);
+    }
+#endif
+    return FADE_FORECAST;
 }
 
 /* does text begin with word? then what follows it, else 0 */
@@ -110,7 +139,7 @@ static fade_event fade_line(fade_t *f, const char *line)
     if (*line == 0) return FADE_WAIT;
     if (line[0] == '?' && line[1] == 0) return FADE_HELP;
     if ((rest = fade_after(line, "reset")) != 0 && *rest == 0) {
-        liquid_forget(&f->history);
+        fade_forget(f);
         fade_keep(f, FADE_CLEAR, 0);
         return FADE_RESET;
     }
@@ -118,7 +147,7 @@ static fade_event fade_line(fade_t *f, const char *line)
     if ((rest = fade_after(line, "nominal ")) != 0) {
         if (fade_micro(rest, &micro) != 0) return FADE_BAD;
         f->nominal_uah = micro;
-        liquid_forget(&f->history); /* what was stored had another unit */
+        fade_forget(f); /* what was stored had another unit */
         fade_keep(f, FADE_UNIT, micro);
         return FADE_NOMINAL;
     }

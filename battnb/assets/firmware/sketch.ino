@@ -13,7 +13,7 @@ static void row(const char *name, int sign) {
   Serial.print(name);
   for (int i = 0; i < LIQUID_HOR; i++) {
 #ifdef LIQUID_HALF
-    fade_text(fade.soh[i] + sign * liquid_half[i], text);
+    fade_text(fade.soh[i] + sign * liquid_follow_half(&fade.follow, i), text);
 #else
     (void)sign;
     fade_text(fade.soh[i], text);

@@ -41,6 +41,9 @@ void __aeabi_memcpy4(void *to, const void *from, size_t n) { memcpy(to, from, n)
 void __aeabi_memclr(void *to, size_t n) { memset(to, 0, n); }
 void __aeabi_memclr4(void *to, size_t n) { memset(to, 0, n); }
 
+#if defined(__clang__)
+__attribute__((minsize))
+#endif
 __attribute__((noreturn, used)) void Reset_Handler(void)
 {
     uint32_t *from = board_data_from, *to;

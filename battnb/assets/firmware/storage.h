@@ -17,7 +17,7 @@ typedef struct {
 
 typedef struct { uint32_t kind, value, check; } fade_record;
 
-enum { FADE_HEADER = 0x4C4F4731, FADE_SOH = 0x31484F53, FADE_UNIT = 0x544E5531, FADE_CLEAR = 0x21524C43 }; /* no byte is 0xFF */
+enum { FADE_HEADER = 0x4C4F4731, FADE_SOH = 0x31484F53, FADE_UNIT = 0x544E5531, FADE_CLEAR = 0x21524C43, FADE_BAND = 0x444E4231 }; /* no byte is 0xFF */
 
 typedef struct {
     const fade_flash *flash; /* 0: nothing is kept */
