@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EPS', 'per_window', 'CornerGate', 'Folded', 'fold']
 
-# %% ../nbs/64_quick.ipynb #77327d34
+# %% ../nbs/64_quick.ipynb #eec33fb8
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np
-from .students import GAIN, Gate, GateCfg
+from .students import GAIN, Continued
 
 # %% ../nbs/64_quick.ipynb #b17c5ba8
 def per_window(
@@ -30,10 +30,9 @@ def per_window(
         best = min(best, (time.process_time() - start)/n/len(ctx))
     return 1e6*best
 
-# %% ../nbs/64_quick.ipynb #de314e2c
-class CornerGate(Gate, arch='corner-gate'):
+# %% ../nbs/64_quick.ipynb #1eda79d4
+class CornerGate(Continued, arch='corner-gate'):
     "A gate whose weights are interpolated between corners, where their logits are made (Eq. 1 above)."
-    Cfg = GateCfg
     def build(self, cfg):
         super().build(cfg)
         self.register_buffer('table', (self.hats.T[:, None]*self.powers).flatten(0, 1), persistent=False)    # (knots*powers, hor)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GAIN', 'scale', 'Student', 'DLinearCfg', 'DLinear', 'PaiFilterCfg', 'PaiFilter', 'LightTSCfg', 'LightTS',
-           'ITransformerCfg', 'ITransformer', 'MLPCfg', 'MLP', 'polynomials', 'extrapolators', 'GateCfg', 'Gate',
-           'student']
+           'ITransformerCfg', 'ITransformer', 'MLPCfg', 'MLP', 'polynomials', 'extrapolators', 'GateCfg', 'Continued',
+           'Gate', 'student']
 
 # %% ../nbs/51_students.ipynb #e460c672
 import contextlib, math
@@ -273,9 +273,9 @@ class GateCfg:
     seed:int = 0 # of the initial weights
     def __post_init__(self): object.__setattr__(self, 'fits', tuple(map(tuple, self.fits))) # lists, as JSON has them, are as good
 
-# %% ../nbs/51_students.ipynb #87d41edf
-class Gate(Student, arch='gate'):
-    "A mixture of polynomial continuations, weighted by a small network that looks at the window and at their disagreement."
+# %% ../nbs/51_students.ipynb #bf6f461c
+class Continued(Student):
+    "Polynomial continuations, and a small network that looks at the window and at where they end; a subclass mixes them."
     Cfg = GateCfg
     def build(self, cfg):
         K, rows, theta = len(cfg.fits), polynomials(cfg.ctx, cfg.hor, cfg.fits).float(), torch.arange(1, cfg.hor + 1)/cfg.hor
@@ -292,6 +292,9 @@ class Gate(Student, arch='gate'):
     def encode(self, z):
         seen = torch.cat([z, self.coefficients(z).sum(-1)], 1)                               # at the end of the horizon every power is one
         return tnf.relu(self.inner(tnf.relu(self.look(seen))))
+
+class Gate(Continued, arch='gate'):
+    "A mixture of polynomial continuations, its weights a softmax at every step."
     def weights(self, h): return (self.out(h).unflatten(-1, (-1, self.cfg.knots)) @ self.hats.T).softmax(1)               # (batch, K, hor)
     def decode(self, h, z): return (self.weights(h)*self.continuations(z)).sum(1)
 
