@@ -187,7 +187,7 @@ def _clo(rows:np.ndarray)->Bench:
     if len(set(found)) < len(found): raise InputError("rows of the CLO test point to one and the same cell")
     return Bench('CLO', _matr([i for i in both.ids if i not in found]), _matr(found), f"{len(found)} of {len(rows)} test rows are cells at hand; the other cells of MATR and CLO train")
 
-# %% ../nbs/41_lives.ipynb #f625825b
+# %% ../nbs/41_lives.ipynb #94e9caf5
 BENCHES = ('MATR1', 'MATR2', 'HUST', 'CLO', 'SNL', 'CRUH', 'CRUSH', 'MATR to CLO')
 
 def benchmark(
@@ -198,7 +198,7 @@ def benchmark(
     root = data_root()
     if root is None or not (root/'early_dq.npz').is_file(): raise InputError(f"benchmark {name!r} needs early_dq.npz in the folder BATTNB_DATA")
     with np.load(root/'early_dq.npz') as f: z = {k: f[k] for k in f.files if not k.endswith('test_dqv') and not k.endswith('train_dqv')}
-    if name.startswith('MATR'):
+    if name in ('MATR1', 'MATR2'):
         key, of = f'orig_matr_{name[-1]}_test', lambda k: _matr(z[f'{k}_cell_id'], z[f'{k}_soh256'])
         return Bench(name, of('orig_matr_1_train'), of(key))
     if name == 'HUST': return Bench(name, *(_hust(z, z[f'orig_hust_{p}_cell_id'], z[f'orig_hust_{p}_soh256']) for p in ('train', 'test')))
