@@ -6,7 +6,7 @@
 __all__ = ['multiply_adds', 'flash_bytes', 'account', 'drop_units', 'prune', 'LowRankCfg', 'LowRankForecaster', 'low_rank',
            'recover', 'descend']
 
-# %% ../nbs/61_compress.ipynb #7330a4b1
+# %% ../nbs/61_compress.ipynb #a65bcb10
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from torch import nn
 from .core import InputError
+from .distill import Recipe, distill
 from .forecaster import Forecaster, check_ctx
 from .liquid import DLNet, FusedLTC, LiquidForecaster
 from .students import MLP, Gate
-from .training import History, fit
-from .windows import batches_of
+from .training import History
 
 # %% ../nbs/61_compress.ipynb #c91c8504
 def multiply_adds(
@@ -155,7 +155,7 @@ def low_rank(
     out.U.copy_(P.T); out.V[:, :-1].copy_((W @ P.T).T)
     return out.eval()
 
-# %% ../nbs/61_compress.ipynb #918be1be
+# %% ../nbs/61_compress.ipynb #b634d692
 def recover(
     model:Forecaster, # trained in place
     train, valid, # windows of training and of validation cells
@@ -164,14 +164,17 @@ def recover(
     lr:float=1e-3, # peak learning rate
     batch_size:int=128, # windows a step
     seed:int=0, # of the order of windows
+    teacher:Callable|None=None, # (n, L) contexts -> (n, H); None: the truth alone
+    lam:float=.9, # share of the truth in the loss where there is a teacher
 )->History:
-    "A short training on absolute error; keeps the weights that were best on the validation windows, the start among them."
-    error = lambda m: 100*(m(valid.ctx) - valid.targ).abs().mean().item()
-    before = copy.deepcopy(model.state_dict())
-    with torch.inference_mode(): start = error(model)
-    hist = fit(model, batches_of(train, batch_size, seed), lambda p, y: 100*(p - y).abs().mean(), steps=steps, lr=lr, weight_decay=0., valid=error, every=max(1, steps//5), ema=.98, seed=seed)
-    if hist.best >= start: model.load_state_dict(before)
-    return hist
+    """A short training on absolute errors; keeps the weights that were best on the validation windows, the start among them.
+
+    Raises `ValueError` unless 0 <= lam <= 1, or if the two parts share a cell."""
+    if not 0 <= lam <= 1: raise ValueError(f"lam must lie in [0, 1], got {lam}")
+    recipe = Recipe(truth_abs=1.) if teacher is None else Recipe(truth_abs=lam, response_abs=1 - lam)
+    def error(m, w):
+        with torch.inference_mode(): return 100*(m(w.ctx) - w.targ).abs().mean().item()
+    return distill(model, teacher, train, valid, recipe, steps=steps, lr=lr, batch_size=batch_size, seed=seed, score=error, every=max(1, steps//5), ema=.98)
 
 def descend(
     model:Forecaster, # left as it is
