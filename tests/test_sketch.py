@@ -1,6 +1,5 @@
 """The sketch as a process, its log under power cuts, its parser under noise, streaming against batch."""
-import os, shutil, subprocess
-from pathlib import Path
+import shutil, subprocess
 import numpy as np
 import pytest
 from test_deploy import fades, liquid
