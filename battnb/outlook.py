@@ -390,7 +390,7 @@ def _search(axes:list[Axis], predictor:Predictor, eol:float, level:float, reach:
         axes, far = again, 4*far
     return rows
 
-# %% ../nbs/85_outlook.ipynb #39117106
+# %% ../nbs/85_outlook.ipynb #0d8c6949
 WIDE = 3 # an interval that spans a factor of more than this in the steps left is called wide
 
 def _told(axis:Axis, mid:np.ndarray, predictor:Predictor, eol:float, level:float, reach:float)->tuple[dict, bool]: # life row; is something still open?
@@ -403,7 +403,7 @@ def _told(axis:Axis, mid:np.ndarray, predictor:Predictor, eol:float, level:float
     end, hi = at_cycle(at + 1) if at < h else None, at_cycle(most) if at < h and most <= max(reach*n, at + 1) else None
     if end is None: why = f'no crossing of {eol:g} within {h*axis.step} cycles, where the forecast ends at {mid[-1]:.3f}; {level:g} %: not before cycle {lo}'
     elif hi is None: why = f'forecast; {level:g} %: not before cycle {lo}, the other end is open'
-    else: why = 'forecast' if most <= WIDE*fewest else f'forecast; wide: the cycles left are known within a factor of {most/fewest:.1f}'
+    else: why = 'forecast' if most <= WIDE*fewest else f'forecast; wide: a factor of {most/fewest:.1f} in the cycles left'
     return _life_row(axis.cell_id, axis.cycle[-1], end, lo, hi, why), at == h
 
 def _crossed(axis:Axis, mid:np.ndarray, edges:list, eol:float, known:int)->tuple[dict, bool]: # life row; is something still open?

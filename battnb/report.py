@@ -84,7 +84,7 @@ def _range(*values, eol:float)->tuple[float, float]: # of SOH; the threshold is 
     pad = .05*max(hi - lo, .02)
     return lo - pad, hi + pad
 
-# %% ../nbs/86_report.ipynb #08e52521
+# %% ../nbs/86_report.ipynb #605f908d
 def cell_svg(
     cycle:np.ndarray, # (n,) of the record
     soh:np.ndarray, # (n,)
@@ -104,7 +104,7 @@ def cell_svg(
     past = thinned(cycle[seen & ~later], soh[seen & ~later])
     parts = [axes_svg(f, 'cycle')]
     if f.y0 < eol < f.y1: parts.append(f'<path class="eol" d="M{f.left} {f.py(eol):.1f}H{f.right}"/>')
-    if np.isfinite(lo).all(): parts.append(f'<path class="band" d="{f.band(ahead[::4], lo[::4], hi[::4])}"/>')
+    if np.isfinite(lo).all(): parts.append(f'<path class="band" d="{f.band(ahead[::4], *(np.clip(v[::4], f.y0, f.y1) for v in (lo, hi)))}"/>')
     parts.append(f'<path class="cut" d="M{f.px(cut):.1f} {f.top}V{f.bottom}"/><path class="past" d="{f.path(*past)}"/>')
     if later.any(): parts.append(f'<path class="truth" d="{f.path(*thinned(cycle[later], soh[later], 80))}"/>')
     parts.append(f'<path class="mid" d="{f.path(ahead[::3], mid[::3])}"/><path class="stu" d="{f.path(ahead[::3], stu[::3])}"/>' + _end_mark(f, end, eol))

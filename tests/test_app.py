@@ -272,3 +272,17 @@ def test_a_thousand_cells_make_a_usable_page(fleet):
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); ends = life(many, model='linear-48')
     made = cards(many, fc, ends)
     assert len(made) == 1000 and sum(len(c['svg']) for c in made) < 6e6 and time.process_time() - begin < 30
+
+def test_a_band_stays_inside_its_picture(fleet):
+    "A band that opens downwards ends at the axis, whatever the numbers are."
+    from battnb.report import Frame, cell_svg
+    import re
+    i = fleet.ids[0]; n = 200
+    x, y = fleet.cycle(i)[:n], fleet.soh(i)[:n]
+    ahead = np.arange(1, 97); mid = y[-1] - 1e-4*ahead
+    fc = pd.DataFrame({'cutoff': x[-1], 'cycle': x[-1] + ahead, 'teacher': mid, 'student int8': mid, 'teacher-lo-80': mid - .02*ahead, 'teacher-hi-80': mid + .02*ahead})
+    svg = cell_svg(x, y, fc, dict(eol_cycle=None, lo=None, hi=None, reason=''), 'a cell')
+    band = re.search(r'class="band" d="([^"]+)"', svg).group(1)
+    ys = [float(v) for v in re.findall(r'[ML]?[\d.]+[ ,](-?[\d.]+)', band)]
+    f = Frame((0, 1), (0, 1))
+    assert ys and min(ys) >= f.top - .1 and max(ys) <= f.bottom + .1, (min(ys), max(ys), f.top, f.bottom)

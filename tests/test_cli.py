@@ -1,5 +1,5 @@
 """The command line as processes: what a shell sees, for good input, for every kind of bad input, in pipes, and when killed."""
-import json, os, signal, subprocess, sys, time
+import io, json, os, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pytest
 
 N = 60
@@ -312,3 +312,24 @@ def test_check_of_a_raw_file_counts_its_cycles(cli, tmp_path):
     (row,) = json.loads(cli('check', '--json', tmp_path/'two.bdf.csv', ok=0).stdout)
     assert (row['n_cycles'], row['n_full']) == (2, 2)
     assert row['cap_ah_first'] == pytest.approx(.99, abs=.005) and row['cap_ah_last'] == pytest.approx(.98, abs=.005)
+
+
+# ---------------------------------------------------------------- files of other houses, as a user would hand them in
+@pytest.mark.parametrize('name', ['german_mah', 'retention', 'overlap_resume', 'wide_rows', 'xlsx_title_rows', 'nan_tail', 'sum_row'])
+def test_messy_tables_become_forecasts_and_lives(tmp_path, name):
+    "What cannot be used is refused with the way out named; with it, the rest is forecast."
+    import torch
+    from test_foreign import TAB
+    from typer.testing import CliRunner
+    from battnb.app import app
+    path = tmp_path/f'{name}.csv'; path.write_bytes(TAB[name])
+    for command, more in (('forecast', ['-n', '12']), ('life', [])):
+        r = CliRunner().invoke(app, [command, str(path), *more])
+        if name in ('nan_tail', 'sum_row'):
+            assert 'is unusable: cell' in str(r.exception) and '--drop leaves out' in str(r.exception)
+            r = CliRunner().invoke(app, [command, str(path), *more, '--drop'])
+        assert r.exit_code == 0, (r.exception, r.stderr)
+        t = pd.read_csv(io.StringIO(r.stdout))
+        if command == 'forecast': assert len(t) == 12*t.cell_id.nunique() and t['battery-timer'].between(.85, 1).all() and (t['battery-timer-lo-80'] <= t['battery-timer-hi-80']).all()
+        else: assert (t.cutoff == 60).all() and t.lo.notna().all() and (t.lo <= t.eol_cycle.fillna(1e9)).all() and t.reason.str.len().max() < 130
+    torch.set_num_threads(1)

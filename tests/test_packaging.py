@@ -179,12 +179,21 @@ def test_source_distribution_holds_what_the_wheel_holds(project_copy, wheel, tmp
     assert {'README.md', 'LICENSE', 'pyproject.toml'} <= inside
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get('BATTNB_SLOW'), reason='installs torch from the package registry: BATTNB_SLOW=1 runs it')
+@pytest.mark.skipif(not os.environ.get('BATTNB_SLOW'), reason='installs torch from the package registry, which takes minutes: BATTNB_SLOW=1 runs it')
 def test_pip_installs_the_wheel_into_a_new_environment(wheel, tmp_path):
+    "As a user does it: a new environment, `pip install` of the wheel without extras, then a forecast."
     import venv
     venv.create(tmp_path/'venv', with_pip=True, symlinks=True)
-    py = tmp_path/'venv'/'bin'/'python'
-    r = subprocess.run([str(py), '-m', 'pip', 'install', '-q', '-c', str(ROOT/'constraints.txt'), str(wheel)], capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if k not in ('BATTNB_DATA', 'PYTHONPATH')}
+    run = lambda *args: subprocess.run([str(tmp_path/'venv'/'bin'/args[0]), *map(str, args[1:])], capture_output=True, text=True, cwd=tmp_path, env=env)
+    asked = run('python', '-m', 'pip', 'download', '-q', '--no-deps', '-d', tmp_path/'asked', 'fastcore')
+    if asked.returncode: pytest.skip(f'no package registry: {asked.stderr.strip().splitlines()[-1][:120]}')
+    r = run('python', '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', wheel)
     assert r.returncode == 0, r.stderr[-2000:]
-    r = subprocess.run([str(tmp_path/'venv'/'bin'/'battnb'), 'models', '--json'], capture_output=True, text=True)
-    assert r.returncode == 0 and 'battery-timer' in r.stdout
+    (tmp_path/'cells.csv').write_text('cell,cycle,capacity (Ah)\n' + ''.join(f'{c},{k},{2-.002*k:.4f}\n' for c in 'AB' for k in range(1, 61)))
+    r = run('battnb', 'forecast', 'cells.csv', '-n', '5')
+    assert r.returncode == 0 and len(r.stdout.splitlines()) == 11 and 'Traceback' not in r.stderr, r.stderr
+    r = run('python', '-W', 'error', '-c', "import battnb, importlib.util as u; print([m for m in ('tensorflow', 'ziglang', 'nbdev', 'pytest', 'jupyterlab') if u.find_spec(m)])")
+    assert r.returncode == 0 and r.stdout.strip() == '[]', r.stdout + r.stderr
+    assert run('python', '-m', 'pip', 'check').returncode == 0
+    assert run('battnb', 'models', '--json').stdout.count('battery-timer') >= 1
