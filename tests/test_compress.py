@@ -79,3 +79,12 @@ def test_without_the_library_the_sentence_says_what_to_install(monkeypatch):
     import sys
     monkeypatch.setitem(sys.modules, 'torch_pruning', None)
     with pytest.raises(InputError, match=r'battnb\[compress\]'): prune(MODELS['mlp'](), .5)
+
+def test_recovery_listens_to_a_teacher_by_its_share():
+    away = lambda c: c[:, -1:].expand(-1, 96) - .2
+    def recovered(lam, **kw):
+        model = MODELS['mlp'](); recover(model, windows(30, 'a'), Windows(CTX[:10, :96], away(CTX[:10, :96]), windows(10, 'b').cell_id, windows(10).cutoff, windows(10).dataset), steps=40, lr=1e-2, lam=lam, **kw)
+        return (model(CTX[:, :96]) - away(CTX[:, :96])).abs().mean().item()
+    assert recovered(0., teacher=away) < .5*recovered(1., teacher=away) and recovered(1., teacher=away) == pytest.approx(recovered(.3), rel=1e-6)
+    with pytest.raises(ValueError, match='got -0.5'): recover(MODELS['mlp'](), windows(), windows(10, 'b'), lam=-.5)
+    with pytest.raises(ValueError, match='must not be trained on'): recover(MODELS['mlp'](), windows(30, 'a'), windows(10, 'a'))
