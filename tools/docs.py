@@ -146,7 +146,7 @@ def add_anchors(nb, file, root, git):
         names = cell['metadata'].pop('defines', None)
         if names:
             line = next((where[n.split('.')[-1]] for n in names if n.split('.')[-1] in where), 1)
-            link = f"{git['repo-url']}/blob/{git['repo-branch']}/battnb/{module}.py#L{line}" if 'repo-url' in git else f'source/{module}.txt'
+            link = f"{git['repo-url']}/blob/{git['repo-branch']}/battnb/{module}.py#L{line}" if 'repo-url' in git else f'source/{module}.txt' if (root/'battnb'/f'{module}.py').exists() else ''
             cells.append({'cell_type': 'markdown', 'metadata': {}, 'source': anchor_line(names, f'battnb.{module}', link), 'id': f"a-{cell.get('id', len(cells))}"})
         cells.append(cell)
     nb['cells'] = cells
@@ -349,7 +349,7 @@ def fix_links(page, href, files, site_url):
         elif url.endswith('.ipynb') and '://' not in url and 'download' not in m.group(0): target = files.get(os.path.normpath(os.path.join(folder, url)))
         if target is None: return m.group(0)
         return f'{m.group(1)}"{relative(target, here)}{"#"+frag if frag else ""}"'
-    return re.sub(r'(<a\b(?![^>]*\bdownload\b)[^>]*?\bhref=)"([^"]*)"', one, page)
+    return re.sub(r'(<a\b(?![^>]*\sdownload\b)[^>]*?\bhref=)"([^"]*)"', one, page)
 
 
 def copy_sources(root, out):
