@@ -407,7 +407,14 @@ def read_parameters(
         except json.JSONDecodeError: out[name] = text
     return out
 
-# %% ../nbs/90_app.ipynb #d2dc6492
+# %% ../nbs/90_app.ipynb #c37dffc8
+def _quiet_kernels(): # a kernel's remarks about its sockets are not the study's, and belong on nobody's screen
+    from subprocess import DEVNULL
+    from jupyter_client.manager import AsyncKernelManager
+    class Quiet(AsyncKernelManager):
+        async def start_kernel(self, **options): return await super().start_kernel(**options, stderr=DEVNULL)
+    return Quiet
+
 @app.command()
 def rerun(
     study:Annotated[str, typer.Argument(help='A study of this checkout by name or number, or a path to a notebook.', autocompletion=lambda: list(studies()))],
@@ -430,7 +437,7 @@ def rerun(
     out.parent.mkdir(parents=True, exist_ok=True)
     os.environ['IN_TEST'] = '1'                                              # a study must not export the package
     say(f"running {path.name}{' with ' if params else ''}{', '.join(f'{k}={v!r}' for k, v in params.items())}")
-    try: papermill.execute_notebook(str(path), str(out), parameters=params, kernel_name='python3', cwd=str(path.parent), progress_bar=sys.stderr.isatty(), log_output=False)
+    try: papermill.execute_notebook(str(path), str(out), parameters=params, kernel_name='python3', kernel_manager_class=_quiet_kernels(), cwd=str(path.parent), progress_bar=sys.stderr.isatty(), log_output=False)
     except papermill.PapermillExecutionError as e: raise InputError(f'{path.name} failed, see {out}: {e.ename}: {e.evalue}') from e
     print(out)
 

@@ -295,6 +295,7 @@ def test_rerun(cli, tmp_path):
     import nbformat
     nb = notebook(tmp_path/'99_toy.ipynb')
     r = cli('rerun', nb, '-p', 'lam', '0.05', '-p', 'name', 'b c', '-o', tmp_path/'done.ipynb', ok=0)
+    assert r.stderr.splitlines() == ["running 99_toy.ipynb with lam=0.05, name='b c'"]     # nothing of the kernel's own
     assert r.stdout.strip().endswith('done.ipynb') and nbformat.read(tmp_path/'done.ipynb', 4).cells[-1].outputs[0].text == '0.05 b c\n'
     assert "no parameter 'lamb'; it has: lam, name" in cli('rerun', nb, '-p', 'lamb', '1', ok=1).stderr
     assert 'lam must be < 1, got 3' in cli('rerun', nb, '-p', 'lam', '3', '-o', tmp_path/'done.ipynb', ok=1).stderr
