@@ -220,7 +220,7 @@ class DiffBatt(nn.Module):
     )->torch.Tensor: # (n, size) what `cfg.predicts` says
         return self.net(x, self.time(sinusoid(t, 32)), self.conditions(cond, keep))
 
-# %% ../nbs/40_diffbatt.ipynb #d8ff6da0
+# %% ../nbs/40_diffbatt.ipynb #3f08d1cd
 def _whole(name, n): # how many: a whole number of at least one
     if not isinstance(n, numbers.Integral) or isinstance(n, bool) or n < 1: raise ValueError(f"{name} must be a whole number of at least 1, got {n!r}")
 
@@ -228,6 +228,7 @@ def _keep(model, n, hidden=False): # all blocks shown, or all but those that are
     names = model.conditions.names
     return torch.tensor([float(not hidden or name in model.cfg.always) for name in names]).expand(n, -1)
 
+# %% ../nbs/40_diffbatt.ipynb #2c6babe2
 @patch
 def generate(self:DiffBatt,
     n:int, # curves, in all where `cond` is empty, else for each row of it

@@ -232,7 +232,7 @@ def batches(
         at = np.flatnonzero(length == n)
         for part in np.array_split(at, -(-len(at)//size)): yield list(part), torch.from_numpy(np.stack([axes[i].soh[-n:] for i in part]))
 
-# %% ../nbs/85_outlook.ipynb #0d1368e3
+# %% ../nbs/85_outlook.ipynb #a27e7fcc
 EVERY, BACK = 24, 24 # steps between two backtests, and how many of them
 
 def backtests(
@@ -257,6 +257,7 @@ def backtests(
             out[part[:, 0], BACK - part[:, 1]] = predictor.conf.scores(pred, targ, predictor.conf.widths(ctx, hor))
     return out
 
+# %% ../nbs/85_outlook.ipynb #c2bbfff4
 def radii(
     axes:list[Axis],
     predictor:Predictor, # with a calibration

@@ -94,7 +94,7 @@ def _optimiser(model, lr, weight_decay):
     if not params: raise ValueError("nothing to train: no parameter of the model requires a gradient")
     return torch.optim.AdamW([dict(params=[p for p in params if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)], lr=lr)
 
-# %% ../nbs/20_training.ipynb #8d86d7a3
+# %% ../nbs/20_training.ipynb #e4dbe764
 def _average(model, ema):
     "A running average of the weights whose memory grows from ten steps to 1/(1-ema)."
     if ema is None: return None
@@ -127,12 +127,13 @@ def _resume(ckpt, settings, model, opt, mean): # state of an earlier run: histor
     if mean: mean.load_state_dict(s['mean'])
     return History(**s['hist']), s['best'], s['bad'], s['step']
 
-def _settle(model, best, mean, rng): # the best weights, else the average, else the last; torch's own generator as it was before
+def _settle(model, hist, best, mean, rng): # the best weights, else the average, else the last; torch's own generator as it was before
     if best is None and mean: best = mean.module.state_dict()
     if best is not None: model.load_state_dict(best)
     torch.set_rng_state(rng); model.eval()
+    return hist
 
-# %% ../nbs/20_training.ipynb #6addf8b6
+# %% ../nbs/20_training.ipynb #5aa05036
 def fit(
     model:nn.Module, # trained in place; parameters with `requires_grad=False` stay as they are
     batches:Callable[[int], tuple], # step -> (input, *targets)
@@ -156,11 +157,10 @@ def fit(
     """Train with AdamW, warm-up and cosine; resumes from `ckpt` to the same result as an unbroken run.
 
     Raises `FloatingPointError` if the loss is not finite, `InputError` if the checkpoint is damaged or was written with other settings."""
-    device, predict, (rank, world) = pick_device(device), predict or model, _processes()
+    device, predict, (rank, world), rng = pick_device(device), predict or model, _processes(), torch.get_rng_state()
     settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, every=every, patience=patience, seed=seed, about=about)
-    model.to(device).train()
-    opt, mean, rng = _optimiser(model, lr, weight_decay), _average(model, ema), torch.get_rng_state()
-    torch.manual_seed(seed)
+    model.to(device).train(); torch.manual_seed(seed)
+    opt, mean = _optimiser(model, lr, weight_decay), _average(model, ema)
     (hist, best, bad, first), total, t0 = _resume(ckpt, settings, model, opt, mean), 0., time.perf_counter()
     for step in progress(range(first, steps if not hist.stopped else first), desc):
         for g in opt.param_groups: g['lr'] = lr*warm_cosine(step, steps)
@@ -172,5 +172,4 @@ def fit(
         hist.stopped = _verdict(step+1, steps, bad, patience)
         if ckpt and rank == 0: _save(ckpt, settings=settings, model=model.state_dict(), mean=mean and mean.state_dict(), opt=opt.state_dict(), rng=torch.get_rng_state(), hist=dataclasses.asdict(hist), best=best, bad=bad, step=step+1)
         if hist.stopped: break
-    _settle(model, best, mean, rng)
-    return hist
+    return _settle(model, hist, best, mean, rng)

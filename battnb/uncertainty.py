@@ -502,7 +502,7 @@ def _events(conf, scores, unit, every, group): # (n, T, C, w): what is learnt of
         worst[:, :, c] = np.interp(worst[:, :, c], part[ok], full[ok])*np.maximum(1, worst[:, :, c]/part[ok][-1])
     return worst[..., None]
 
-# %% ../nbs/22_uncertainty.ipynb #d8efd24f
+# %% ../nbs/22_uncertainty.ipynb #3dab3ca4
 def among(
     conf:Conformal,
     scores:np.ndarray, # (n, T, H) of earlier forecasts of the cells of one file, oldest first; NaN where unanswered or not made
@@ -533,6 +533,7 @@ def among(
         if has.any(): out[t] = np.interp(_near(level, unit), share, SPAN)
     return out
 
+# %% ../nbs/22_uncertainty.ipynb #1a0135f5
 def replay(
     conf:Conformal,
     scores:np.ndarray, # (n, T, H) as in `among`
