@@ -145,16 +145,17 @@ def _network(folder:Path, name:str)->Predictor:
     from battnb.timer import extend
     return Predictor(name, net.min_context, net.context, net.horizon, lambda x, h: extend(net, x, h), conf or own_word(net.cfg.levels), folder, lambda x, h: extend(net, x, h, least=10**9))
 
-# %% ../nbs/85_outlook.ipynb #3c84bf9f
+# %% ../nbs/85_outlook.ipynb #ccf2575c
 def load_net(
     folder:str|Path, # of a saved network
 )->'Forecaster': # in evaluation mode
     "The network of a folder, whatever its architecture, which is imported first. Raises `InputError` if the folder is unusable."
     from battnb.forecaster import load_forecaster
     import importlib
-    arch = _config(folder).get('arch')
-    if arch == 'diffbatt': raise InputError(f'{Path(folder).name} draws whole lives and no windows: use it with `battnb life` or `battnb synth`')
-    if home := _HOMES.get(arch): importlib.import_module(f'battnb.{home}')   # registers the architecture
+    c = _config(folder)
+    if c.get('arch') == 'diffbatt': raise InputError(f'{Path(folder).name} draws whole lives and no windows: use it with `battnb life` or `battnb synth`')
+    for arch in (c.get('arch'), c.get('student')):                              # of a fan: also what stands in its middle
+        if home := _HOMES.get(str(arch)): importlib.import_module(f'battnb.{home}')   # registers the architecture
     return load_forecaster(folder)
 
 def _config(folder:Path)->dict: # of a saved model
@@ -163,7 +164,7 @@ def _config(folder:Path)->dict: # of a saved model
     if not isinstance(c, dict): raise InputError(f'config.json in {str(folder)!r} must hold an object, got {type(c).__name__}')
     return c
 
-_HOMES = {'battery-timer': 'timer', 'timer': 'timer', 'battery-timer-film': 'covariates', 'liquid': 'liquid', 'dlnet': 'liquid', 'recurrent': 'recurrent', 'fan': 'fan', 'ridge': 'evaluation',
+_HOMES = {'battery-timer': 'timer', 'timer': 'timer', 'battery-timer-film': 'covariates', 'liquid': 'liquid', 'dlnet': 'liquid', 'recurrent': 'recurrent', 'fan': 'fan', 'corner-gate': 'quick', 'ridge': 'evaluation',
           **dict.fromkeys(('dlinear', 'paifilter', 'lightts', 'itransformer', 'mlp', 'gate'), 'students')}
 
 # %% ../nbs/85_outlook.ipynb #e216bd04
