@@ -21,20 +21,20 @@ from .core import InputError, atomic, package_dir, provenance, save_results, say
 from .data import NAMED, Cells, concat, load, split_cells
 from .outlook import Predictor, as_cells, forecast, life, load_model, load_net
 
-# %% ../nbs/88_pipeline.ipynb #29116383
+# %% ../nbs/88_pipeline.ipynb #f11f5c81
 @dataclass(frozen=True)
 class RunCfg:
     "Sizes of a run."
     lams:tuple = (0., .02)       # trend penalties to try, beside not tuning at all
     rank:int = 8                 # of LoRA
-    search_steps:int = 80        # tuning steps of each candidate on each left-out set
+    search_steps:int = 50        # tuning steps of each candidate on each left-out set
     tune_steps:int = 200         # of the final tuning
     tune_batch:int = 64          # windows a tuning step
     gates:tuple = (16, 32)       # widths of the gates over continuations
     units:tuple = (8, 16)        # widths of the liquid students
     patch:int = 4                # cycles that a liquid student reads at a time
     gate_lr:float = 5e-3         # peak learning rate of the gates
-    student_steps:int = 2000     # of the first stage of distillation
+    student_steps:int = 1200     # of the first stage of distillation
     student_batch:int = 128      # windows a step
     student_lr:float = 1e-2      # peak learning rate of the liquid students
     drawn:int = 4000             # windows drawn from the prior, and as many from stretched records, that students learn from beside the recorded ones
