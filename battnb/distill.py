@@ -6,7 +6,7 @@
 __all__ = ['INSIDE', 'FLOOR', 'Recipe', 'teacher_key', 'states_of', 'teacher_outputs', 'kept', 'Committee', 'Stage', 'two_stage',
            'cell_mae', 'distill']
 
-# %% ../nbs/60_distill.ipynb #10604dcf
+# %% ../nbs/60_distill.ipynb #e8d0803a
 import hashlib, inspect, math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 from . import __version__
 from .core import atomic, cache_dir, pick_device, torch_stream
-from .terms import TERMS
+from .feature_terms import TERMS
 from .training import History, fit
 
 # %% ../nbs/60_distill.ipynb #cfab5ace

@@ -7,7 +7,8 @@ from battnb.core import torch_stream
 from battnb.distill import Committee, Recipe, Stage, cell_mae, distill, states_of, teacher_key, teacher_outputs, two_stage
 from battnb.liquid import LiquidCfg, LiquidForecaster
 from battnb.students import student
-from battnb.terms import TERMS, Aligner, alpha_beta, blend, horizon_weights, masses, quantile, quantile_truth, response_kl, response_tilted, truth
+from battnb.feature_terms import TERMS, Aligner, masses, quantile, quantile_truth
+from battnb.terms import alpha_beta, blend, horizon_weights, response_kl, response_tilted, truth
 from battnb.trend import trend_penalty
 
 GEN = torch_stream(0, 'test')
