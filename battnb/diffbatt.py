@@ -191,7 +191,7 @@ class DiffBattCfg:
         strange = [n for n in self.always if n not in dict(self.cond)]
         if strange: raise ValueError(f"always names blocks that cond does not have: {strange}")
 
-# %% ../nbs/40_diffbatt.ipynb #db386aca
+# %% ../nbs/40_diffbatt.ipynb #530b3e68
 class DiffBatt(nn.Module):
     "A conditional diffusion model of curves. `forward` is one call of the network; `generate` draws."
     arch = 'diffbatt'
@@ -209,8 +209,13 @@ class DiffBatt(nn.Module):
     @property
     def n_params(self)->int: return sum(p.numel() for p in self.parameters())
 
-    def scaled(self, cond:dict[str, torch.Tensor])->dict[str, torch.Tensor]: # the blocks that this model knows, standardised
-        return {k: (v - getattr(self, f'{k}_mean'))/getattr(self, f'{k}_scale') for k, v in cond.items() if k in dict(self.cfg.cond)}
+    def varied(self, name:str)->torch.Tensor: # (size,) bool, which numbers of a block differed within the training
+        mean, scale = getattr(self, f'{name}_mean'), getattr(self, f'{name}_scale')
+        return scale > 1e-5*(1 + mean.abs()) if name != 'q' else scale > 1e-8
+
+    def scaled(self, cond:dict[str, torch.Tensor])->dict[str, torch.Tensor]: # the blocks that this model knows, standardised; 0 where training never varied
+        own = {k: v for k, v in cond.items() if k in dict(self.cfg.cond)}
+        return {k: torch.where(self.varied(k), (v - getattr(self, f'{k}_mean'))/getattr(self, f'{k}_scale'), 0.*v) for k, v in own.items()}
 
     def forward(self,
         x:torch.Tensor, # (n, size) noisy, standardised

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICTS', 'Denoise', 'Fresh', 'SAMPLERS', 'schedule', 'noised', 'target', 'clean', 'fresh_noise', 'levels_of',
-           'ancestral', 'ddim', 'dpm', 'guided', 'draw']
+           'ancestral', 'ddim', 'dpm', 'crowded', 'sde', 'guided', 'draw']
 
 # %% ../nbs/39_diffusion.ipynb #d21fc6ae
 import itertools, math
@@ -106,7 +106,7 @@ def ddim(denoise:Denoise, x:torch.Tensor, abar:torch.Tensor, steps:int, fresh:Fr
         a, b = abar[t], abar[ts[i+1]]
         x = b.sqrt().to(x)*x0 + ((1-b)/(1-a)).sqrt().to(x)*(x - a.sqrt().to(x)*x0)
 
-# %% ../nbs/39_diffusion.ipynb #bc3f09e2
+# %% ../nbs/39_diffusion.ipynb #724483f7
 def dpm(denoise:Denoise, x:torch.Tensor, abar:torch.Tensor, steps:int, fresh:Fresh=None)->torch.Tensor:
     "DPM-Solver++ 2M (Eq. 2 above)."
     ts, before, h_before = levels_of(steps, abar), None, None
@@ -119,7 +119,29 @@ def dpm(denoise:Denoise, x:torch.Tensor, abar:torch.Tensor, steps:int, fresh:Fre
         x = ((1-abar[t1])/(1-abar[t])).sqrt().to(x)*x - (abar[t1].sqrt()*torch.expm1(-h)).to(x)*d
         before, h_before = x0, h
 
-SAMPLERS = dict(ancestral=ancestral, ddim=ddim, dpm=dpm)
+def crowded(
+    steps:int, # calls of the network
+    abar:torch.Tensor, # (T,)
+    rho:float=7., # 1 spaces noise over signal evenly, more crowds the levels where there is little noise
+)->torch.Tensor: # (steps,) noise levels, from T-1 down; fewer where two would coincide
+    "Levels whose ratio of noise to signal, to the power 1/rho, falls evenly."
+    ratio = ((1-abar)/abar).sqrt(); ends = ratio[[-1, 0]]**(1/rho)
+    goal = (ends[0] + torch.linspace(0, 1, steps, dtype=abar.dtype)*(ends[1] - ends[0]))**rho
+    return (ratio.log() - goal.log()[:, None]).abs().argmin(1).unique().flip(0)
+
+def sde(denoise:Denoise, x:torch.Tensor, abar:torch.Tensor, steps:int, fresh:Fresh)->torch.Tensor:
+    "DPM-Solver++ 2M with fresh noise (Eq. 3 above)."
+    ts, before, h_before = crowded(steps, abar), None, None
+    lam = .5*torch.log(abar/(1-abar))
+    for i, t in enumerate(ts):
+        x0 = denoise(x, t.expand(len(x)))
+        if i+1 == len(ts): return x0
+        t1 = ts[i+1]; h = lam[t1] - lam[t]; sigma = (1-abar[t1]).sqrt()
+        d = x0 if before is None else x0 + (h/(2*h_before)).clamp(max=.5).to(x)*(x0 - before)
+        x = (sigma/(1-abar[t]).sqrt()*torch.exp(-h)).to(x)*x - (abar[t1].sqrt()*torch.expm1(-2*h)).to(x)*d
+        x, before, h_before = x + (sigma*(-torch.expm1(-2*h)).sqrt()).to(x)*fresh(x), x0, h
+
+SAMPLERS = dict(ancestral=ancestral, ddim=ddim, dpm=dpm, sde=sde)
 
 # %% ../nbs/39_diffusion.ipynb #b14781ac
 def guided(

@@ -6,7 +6,7 @@
 __all__ = ['CATHODES', 'BENCHES', 'GROUPS', 'released_life', 'nominal_life', 'change', 'curve_features', 'capacity_features',
            'Part', 'Bench', 'canvas_of', 'make_part', 'rates', 'benchmark', 'made_up', 'imputed', 'life_error',
            'crps_draws', 'baselines', 'Anchor', 'shuffled', 'Constant', 'Panel', 'cross_fitted', 'choose_features',
-           'EarlyLife', 'fit_early', 'draw_early', 'spread_to', 'calibrate_early', 'score_lives']
+           'EarlyLife', 'fit_early', 'draw_early', 'Doubt', 'doubt_from', 'spread_to', 'calibrate_early', 'score_lives']
 
 # %% ../nbs/41_lives.ipynb #e9c9e173
 import math, re
@@ -74,7 +74,7 @@ def capacity_features(
         out.append(dict(first=s[0], last=s[-1], slope=1e3*np.polyfit(k, s, 1)[0], late_slope=1e3*np.polyfit(k[-30:], s[-30:], 1)[0], bend=100*bend, log_rise=np.log10(max(s.max() - s[0], 1e-4))))
     return pd.DataFrame(out)
 
-# %% ../nbs/41_lives.ipynb #9b286260
+# %% ../nbs/41_lives.ipynb #30ce00ed
 @dataclass(frozen=True)
 class Part:
     "Cells to learn from or to be tested on."
@@ -85,8 +85,18 @@ class Part:
     event:dict           # the same -> (n,) bool, False where the cell lived longer than that
 
     def __len__(self)->int: return len(self.cells)
+    @property
+    def cathode(self)->np.ndarray: # (n,) text
+        return self.cells.cells.set_index('cell_id').chemistry.reindex(self.cells.ids).astype(str).to_numpy()
     def table(self, groups:Sequence[str])->np.ndarray: # (n, features) of these groups
         return np.concatenate([np.empty((len(self), 0)), *(self.features[g].to_numpy(float) for g in groups)], 1)
+    def take(self, at:np.ndarray)->'Part': # (n,) bool or positions
+        at = np.arange(len(self))[at]; pick = lambda v: v.iloc[at].reset_index(drop=True) if hasattr(v, 'iloc') else v[at]
+        return Part(self.cells.take([self.cells.ids[j] for j in at]), self.dq[at], *({k: pick(v) for k, v in d.items()} for d in (self.features, self.life, self.event)))
+    def join(self, other:'Part')->'Part': # cells of both, in this order
+        both = lambda a, b: pd.concat([a, b], ignore_index=True) if hasattr(a, 'iloc') else np.concatenate([a, b])
+        cells = Cells(both(self.cells.cycles, other.cells.cycles), both(self.cells.cells, other.cells.cells), f'{self.cells.name} and {other.cells.name}', self.cells.measured)
+        return Part(cells, both(self.dq, other.dq), *({k: both(a[k], b[k]) for k in a} for a, b in ((self.features, other.features), (self.life, other.life), (self.event, other.event))))
 
 @dataclass(frozen=True)
 class Bench:
@@ -261,7 +271,7 @@ def crps_draws(
     among = 2*(d*(2*np.arange(1, m+1) - m - 1)).sum(1)/m**2
     return np.abs(d - np.asarray(life)[:, None]).mean(1) - among/2
 
-# %% ../nbs/41_lives.ipynb #38e69c20
+# %% ../nbs/41_lives.ipynb #fd2ffa99
 def baselines(
     train:Part, test:Part, # cells
     life:np.ndarray, # (n_train,) lives to learn from
@@ -272,9 +282,8 @@ def baselines(
     from sklearn.model_selection import GridSearchCV, KFold
     from sklearn.pipeline import Pipeline
     y, out = np.log(life), dict(dummy=np.full(len(test), life.mean()))
-    kind = lambda p: p.cells.cells.set_index('cell_id').chemistry.reindex(p.cells.ids).astype(str).to_numpy()
-    known = pd.Series(life).groupby(kind(train)).mean()
-    out['cathode mean'] = known.reindex(kind(test)).fillna(life.mean()).to_numpy()
+    known = pd.Series(life).groupby(train.cathode).mean()
+    out['cathode mean'] = known.reindex(test.cathode).fillna(life.mean()).to_numpy()
     x = lambda p: p.features['curves'][['log_var']].to_numpy()
     out['log-variance'] = np.exp(LinearRegression().fit(x(train), y).predict(x(test)))
     flat = lambda p: np.clip(np.nan_to_num(p.dq), -.1, .1)[:, ::5].reshape(len(p), -1)
@@ -362,7 +371,7 @@ def choose_features(
     rows = [dict(groups=k, rmse=rmse(p), log_rmse=float(np.sqrt(np.mean((p - y)**2, axis=-1)).mean())) for k, p in made.items()]
     return pd.DataFrame(rows).sort_values('rmse', ignore_index=True)
 
-# %% ../nbs/41_lives.ipynb #594547ce
+# %% ../nbs/41_lives.ipynb #fabb6e82
 def _panel(groups): return (tuple(groups),) if not groups or isinstance(groups[0], str) else tuple(groups) # one anchor, or several
 def _joined(groups): return tuple(dict.fromkeys(g for one in groups for g in one))
 
@@ -374,13 +383,18 @@ class EarlyLife:
     groups:tuple             # the groups of features of each anchor
     convention:str           # of the life
     level:float              # where a curve ends, over its first point; the median of training
-    radius:float|None = None # half the width of 80 % in the anchor's doubts, from calibration; None: the network's own
-    def expects(self, part:Part)->tuple[np.ndarray, np.ndarray]: # mean (n,) and sd (n,) of ln(life) according to the anchor
-        return self.anchor([part.table(g) for g in self.groups])
+    doubt:'Doubt|None' = None # how wide the anchor errs, from calibration; None: as the network draws
+    def expects(self, part:Part)->tuple[np.ndarray, np.ndarray]: # mean (n,) of ln(life) according to the anchor, and its scale (n,)
+        mean, sd = self.anchor([part.table(g) for g in self.groups])
+        return mean, self.doubt.scale(sd, part.cathode) if self.doubt else sd
+    def interval(self, part:Part)->tuple[np.ndarray, np.ndarray, np.ndarray]: # lo, middle, hi (n,) cycles at the calibrated level
+        "Where calibrated draws have their median and ends; no network is asked."
+        mean, scale = self.expects(part)
+        return tuple(np.minimum(np.exp(mean + k*self.doubt.radius*scale), 2560 if self.convention == 'released' else np.inf) for k in (-1, 0, 1))
     def blocks(self, part:Part)->dict: # what the models see of these cells
         return _blocks(part, self.groups, any('q' in m.conditions.names for m in self.models))
 
-# %% ../nbs/41_lives.ipynb #4fa09009
+# %% ../nbs/41_lives.ipynb #13d313e8
 def _curves_to(part:Part, life:np.ndarray)->Draws: # records from their first point to the given life, or their end
     u, out, last = np.linspace(0, 1, GRID), [], []
     for i, L in zip(part.cells.ids, life):
@@ -401,7 +415,7 @@ def fit_early(
     groups:tuple|None=None, # names of groups, or a tuple of them for each anchor; None: `choose_features`
     anchored:bool=True, # False: DiffBatt has to find the life itself
     matrix:bool=True, # does it see the capacity matrix?
-    seeds:Sequence[int]=tuple(range(10)), # one model each
+    seeds:Sequence[int]=tuple(range(10)), # one model each; none: the anchor alone, which can be calibrated but not drawn from
     steps:int=300, # of training
     jitter:float=.3, # noise on the conditions, in standard deviations
     ckpt=None, # resumes from here
@@ -412,13 +426,14 @@ def fit_early(
     groups = choose_features(train, life).groups[0] if groups is None else _panel(groups)
     anchor = Panel([train.table(g) for g in groups], np.log(life)) if anchored else None
     x, level = encode(_curves_to(train, life))
+    if not len(seeds): return EarlyLife(anchor, [], groups, convention, float(np.median(level)))
     if anchored: x[:, 0] = (np.log(life) - anchor.loo_mean)/anchor.loo_sd
     blocks = _blocks(train, groups, matrix)
     cfg = DiffBattCfg(**dict(cond=tuple((k, v.shape[-1]) for k, v in blocks.items()), width=48, depth=2, p_free=.2) | changes)
     models, _ = train_diffbatt(cfg, x, blocks, steps=steps, seeds=seeds, batch_size=len(x), jitter=jitter, ckpt=ckpt, ema=.99, weight_decay=1e-2)
     return EarlyLife(anchor, models, groups, convention, float(np.median(level)))
 
-# %% ../nbs/41_lives.ipynb #3d660232
+# %% ../nbs/41_lives.ipynb #b56513b4
 def draw_early(
     early:EarlyLife, # from `fit_early`
     part:Part, # cells to predict
@@ -434,13 +449,38 @@ def draw_early(
     length = x[..., 0]
     if early.anchor is not None:
         mean, sd = early.expects(part)
-        if early.radius: length = spread_to(length, early.radius)
+        if early.doubt: length = spread_to(length, early.doubt.radius)
         length = mean[:, None] + sd[:, None]*length
     first = np.array([trend(part.cells.soh(i))[0] for i in part.cells.ids])
     level = np.clip(.8/first, .5, .98)[:, None, None] if early.convention == 'nominal' else early.level
     return np.minimum(np.exp(length), 2560 if early.convention == 'released' else np.inf), level + (1 - level)*from_modes(x[..., 1:])
 
-# %% ../nbs/41_lives.ipynb #e8af7b3c
+# %% ../nbs/41_lives.ipynb #1acec4ed
+@dataclass(frozen=True)
+class Doubt:
+    "How wide an anchor errs about cells that it has not seen (Eq. 1 above)."
+    typical:float # geometric mean of its own doubts
+    factor:dict   # cathode -> factor; '' for one that was not among the training cells
+    radius:float  # half the width of the interval in units of the scale
+    def scale(self, sd:np.ndarray, cathode:np.ndarray)->np.ndarray: # (n,) doubts of the anchor, (n,) text -> (n,)
+        return np.sqrt(self.typical*sd)*np.array([self.factor.get(k, self.factor['']) for k in cathode])
+
+def doubt_from(
+    error:np.ndarray, # (repeats, n) of ln(life), each from an anchor that has not seen the cell
+    sd:np.ndarray, # (repeats, n) doubts of those anchors
+    cathode:np.ndarray, # (n,) text
+    level:float=.8, # of the interval
+    prior:float=5., # cells' worth of opinion that cathodes do not differ
+)->Doubt:
+    "Scale and radius from cross-fitted errors."
+    n, typical = error.shape[1], float(np.exp(np.log(sd).mean()))
+    z2 = (error**2/(typical*sd)).mean(0); every = z2.mean()
+    factor = {k: float(np.sqrt((z2[cathode == k].sum() + prior*every)/((cathode == k).sum() + prior))) for k in np.unique(cathode)} | {'': float(np.sqrt(every))}
+    one = Doubt(typical, factor, 1.)
+    out = np.sort((np.abs(error)/np.stack([one.scale(s, cathode) for s in sd])).ravel())
+    return Doubt(typical, factor, float(out[min(math.ceil((n + 1)*level*len(out)/n), len(out)) - 1]))
+
+# %% ../nbs/41_lives.ipynb #b8132a9a
 def spread_to(
     z:np.ndarray, # (..., draws)
     radius:float, # > 0
@@ -457,13 +497,12 @@ def calibrate_early(
     level:float=.8, # of the interval
     fold:np.ndarray|None=None, # (n,) campaigns to leave out; None: shuffled folds
     repeats:int=3, # shuffles
-)->EarlyLife: # the same, with `radius` set
+)->EarlyLife: # the same, with `doubt` set
     "Let drawn lives have the interval that cross-fitted errors ask for. Raises `ValueError` without an anchor."
     if early.anchor is None: raise ValueError("calibration from cross-fitted errors needs an anchor, got None")
     y, xs = np.log(imputed(train, early.convention)), [train.table(g) for g in early.groups]
     said = [cross_fitted(xs, y, f) for f in ([fold] if fold is not None else [shuffled(len(y), seed=s) for s in range(repeats)])]
-    z = np.sort(np.concatenate([np.abs(y - mean)/sd for mean, sd in said]))
-    early.radius = float(z[min(math.ceil((len(y) + 1)*level*len(z)/len(y)), len(z)) - 1])
+    early.doubt = doubt_from(np.stack([y - mean for mean, _ in said]), np.stack([sd for _, sd in said]), train.cathode, level)
     return early
 
 # %% ../nbs/41_lives.ipynb #546fe1d2

@@ -56,7 +56,7 @@ def test_samplers_meet_the_exact_gaussian(name):
     m, s, abar = -.7, .4, schedule(name)
     def denoise(x, t):
         a = abar[t].to(x).reshape(-1, 1); return m + a.sqrt()*s**2/(a*s**2 + 1 - a)*(x - a.sqrt()*m)
-    for sampler, steps, eps in (('dpm', 15, .03), ('dpm', 25, .03), ('ddim', 200, .03), ('ancestral', 1000, .03)):
+    for sampler, steps, eps in (('dpm', 15, .03), ('dpm', 25, .03), ('ddim', 200, .03), ('ancestral', 1000, .03), ('sde', 25, .03)):
         x = draw(denoise, (4000, 1), abar, sampler=sampler, steps=steps, seed=1)
         assert abs(x.mean() - m) < eps and abs(x.std() - s) < eps, (sampler, steps, x.mean(), x.std())
     assert len(levels_of(1000, abar, power=1.)) == 1000 and levels_of(1, abar).tolist() == [999]
