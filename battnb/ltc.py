@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Wiring', 'dense_wiring', 'random_wiring', 'ncp_wiring', 'auto_ncp', 'explicit_load', 'LTC', 'ltc_states', 'from_ncps']
 
-# %% ../nbs/52_ltc.ipynb #6d668540
+# %% ../nbs/52_ltc.ipynb #47f6568a
 from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
 import torch.nn.functional as tnf
 from .core import stream, torch_stream
-from .liquid import CfC
-from .synapses import in_lists, lists_of, scan
+from .closed import CfC
+from .synapses import in_lists, lists_of, scan, sense
 
 # %% ../nbs/52_ltc.ipynb #43128a47
 @dataclass(frozen=True, eq=False)
@@ -158,14 +158,10 @@ class LTC(nn.Module):
         w = tnf.softplus(raw_w)
         return in_lists(gamma, number), in_lists(gamma*mu, number), torch.stack([in_lists(w*erev, number), in_lists(w, number)], 1)
 
-# %% ../nbs/52_ltc.ipynb #92e8000c
+# %% ../nbs/52_ltc.ipynb #ed9e8a0e
 def _sensed(cell, u)->torch.Tensor: # (batch, steps, inputs) -> (steps, units, 2, batch): both sums over inputs, plus the leak's share
-    B, T, _ = u.shape
-    x = (u*cell.input_w + cell.input_b).permute(2, 1, 0).reshape(cell.inputs, T*B)
-    gamma, shift, pull = cell.synapses('sensory_')
-    S = torch.sigmoid(x[cell.sensory_source.flatten()].view(*cell.sensory_source.shape, T*B)*gamma[..., None] - shift[..., None])
-    leak = tnf.softplus(cell.raw_gleak)
-    return (torch.bmm(pull, S) + torch.stack([leak*cell.vleak, leak], 1)[..., None]).view(cell.units, 2, T, B).permute(2, 0, 1, 3).contiguous()
+    leak, lists = tnf.softplus(cell.raw_gleak), dict(source=cell.sensory_source, count=cell.sensory_count)
+    return sense((u*cell.input_w + cell.input_b).permute(1, 2, 0), torch.stack([leak*cell.vleak, leak], 1), *cell.synapses('sensory_'), lists)
 
 def ltc_states(
     cell:LTC, # the network

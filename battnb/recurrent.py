@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['CELLS', 'LowRank', 'Reader', 'RecurrentCfg', 'RecurrentForecaster']
 
-# %% ../nbs/53_recurrent.ipynb #8b012cd2
+# %% ../nbs/53_recurrent.ipynb #07103824
 from dataclasses import dataclass
 import torch
 from torch import nn
 from .core import torch_stream
 from .forecaster import Forecaster, check_ctx
-from .liquid import CfC, FusedLTC, line_matrix, unroll
+from .closed import CfC
+from .liquid import FusedLTC, line_matrix, unroll
 from .ltc import LTC, auto_ncp, dense_wiring
 
 # %% ../nbs/53_recurrent.ipynb #dcd8d82d

@@ -3,10 +3,12 @@ import copy, itertools
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
+from battnb.closed import CfC
 from battnb.core import InputError, torch_stream
 from battnb.forecaster import load_forecaster
-from battnb.liquid import CfC, DLNet, DLNetCfg, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster, check_euler, euler_step, fused_step, line_matrix, unroll
+from battnb.liquid import DLNet, DLNetCfg, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster, check_euler, euler_step, fused_step, line_matrix, unroll
 from battnb.ltc import LTC, Wiring, auto_ncp, dense_wiring, from_ncps, random_wiring
+from battnb.native import native
 from battnb.recurrent import CELLS, RecurrentCfg, RecurrentForecaster
 from battnb.stream import Stream, StreamCfg, fill, lose
 from battnb.training import fit
@@ -154,6 +156,22 @@ def test_closed_scan_equals_loop_in_values_and_gradients(mode, spans):
         out.append([states.detach(), u.grad.clone()] + [p.grad.clone() for p in cell.parameters()])
     for a, b in zip(*out): torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
     with torch.no_grad(): torch.testing.assert_close(unroll(cell, u, dt), out[0][0])       # the path that keeps nothing
+
+@pytest.mark.skipif(not native().startswith('C'), reason=native())
+@pytest.mark.parametrize('mode,spans,units,backbone,B', [('default', False, 1, 1, 1), ('default', True, 5, 9, 130), ('no_gate', False, 6, 8, 33), ('no_gate', True, 3, 7, 2)])
+def test_closed_scan_in_c_equals_torch_in_double(mode, spans, units, backbone, B):
+    gen = torch_stream(10, f'{mode} {B}'); cell, u = CfC(units, 2, mode, backbone, gen=gen), 3*torch.randn(B, 7, 2, generator=gen)
+    dt, s0, out = (torch.rand(7, B, 1, generator=gen) if spans else torch.full((7, 1, 1), .8)), torch.rand(B, units, generator=gen), []
+    for dtype in (torch.float32, torch.float64):
+        same = copy.deepcopy(cell).to(dtype); given = [u.to(dtype, copy=True).requires_grad_(), s0.to(dtype, copy=True).requires_grad_()]
+        states = same.scan(given[0], dt.to(dtype), given[1], in_c=dtype == torch.float32)
+        out.append([states.detach(), *torch.autograd.grad((states*torch.linspace(-1, 1, states.numel(), dtype=dtype).view_as(states)).sum(), [*given, *same.parameters()])])
+    for a, b in zip(*out): assert (a - b).abs().max() <= 2e-5*b.abs().max().clamp(min=1e-2)
+
+def test_a_missing_reading_of_a_cfc_stays_in_its_row():
+    cell, u = CfC(6, 1, backbone=9), torch.randn(40, 5, 1, generator=torch_stream(11, 'u')); u[17, 2] = float('nan')
+    out = unroll(cell, u)
+    assert out[17, 2:].isnan().all() and torch.isfinite(out[17, :2]).all() and torch.isfinite(out[[i for i in range(40) if i != 17]]).all()
 
 def test_closed_scan_survives_a_second_backward():
     cell, u = CfC(4, 1, backbone=5), torch.randn(3, 6, 1, generator=torch_stream(9, 'u'))

@@ -2,9 +2,9 @@
 import itertools, os, stat
 import numpy as np
 import pytest, torch
-from battnb import synapses
 from battnb.core import torch_stream
-from battnb.synapses import lists_of, native, scan
+from battnb.native import library, native
+from battnb.synapses import lists_of, scan, sense
 
 NAMES = ('states', 'v0', 'base', 'h', 'gamma', 'shift', 'pull')
 in_c = pytest.mark.skipif(not native().startswith('C'), reason=native())
@@ -32,6 +32,18 @@ def test_c_equals_torch_in_double(N, B, wide, share):
     close(run(args, lists, True), run(args, lists, False, torch.float64))
 
 @in_c
+@pytest.mark.parametrize('I,N,B', [(1, 1, 1), (3, 5, 129), (2, 140, 64)])
+@pytest.mark.parametrize('share', [0., .5, 1.])
+def test_inputs_in_c_equal_torch_in_double(I, N, B, share):
+    gen = torch_stream(I, f'{N} {B}'); lists = lists_of((torch.rand(I, N, generator=gen) < share).numpy()); F = lists['source'].shape[1]
+    draw, there = lambda *shape: torch.randn(*shape, generator=gen), (torch.arange(F) < lists['count'][:, None])[:, None]
+    out, args = [], [draw(4, I, B), draw(N, 2), 20*draw(N, F), draw(N, F), draw(N, 2, F)]
+    for dtype in (torch.float32, torch.float64):
+        given = [a.to(dtype).requires_grad_() for a in args]; base = sense(*given[:4], given[4]*there, lists, in_c=dtype == torch.float32)
+        out.append([base.detach(), *torch.autograd.grad((base*torch.linspace(-1, 1, base.numel(), dtype=dtype).view_as(base)).sum(), given)])
+    for a, b in zip(*out): assert (a - b).abs().max() <= 1e-5*b.abs().max().clamp(min=1e-2)
+
+@in_c
 def test_threads_share_the_batch_without_changing_it():
     args, lists = problem(6, 700, 4, True); one = run(args, lists, True); before = torch.get_num_threads()
     try: torch.set_num_threads(3); three = run(args, lists, True)
@@ -50,10 +62,11 @@ def test_without_gradient_only_the_readings_are_kept(unfolds):
 def test_steep_synapses_saturate_and_a_missing_number_stays_in_its_row():
     args, lists = problem(3, 6, 4, True, 1.); args[3] = args[3]*1e4
     close(run(args, lists, True)[:1], run(args, lists, False, torch.float64)[:1])
-    args, lists = problem(3, 6, 4, True, 1.); args[1][2, 1, 0, 4] = float('nan')
-    for c in (True, False):
-        out = scan(*args, lists, in_c=c); rest = [0, 1, 2, 3, 5]
-        assert out[2:, 1, 4].isnan().all() and torch.isfinite(out[..., rest]).all()
+    for far in (1., 1e4):
+        args, lists = problem(4, 130, 4, True, 1.); args[3] = args[3]*far; args[1][2, 1, 0, 4] = float('nan')
+        for c in (True, False):                                         # sequences that share a vector or a division with it, too
+            out = scan(*args, lists, in_c=c); rest = [i for i in range(130) if i != 4]
+            assert out[2:, 1, 4].isnan().all() and torch.isfinite(out[..., rest]).all()
 
 @in_c
 def test_a_second_backward_and_a_step_of_no_length():
@@ -66,9 +79,9 @@ def test_a_second_backward_and_a_step_of_no_length():
 @pytest.fixture
 def other(monkeypatch, tmp_path):
     "As if on another machine: nothing compiled, another cache."
-    monkeypatch.setenv('BATTNB_CACHE', str(tmp_path/'cache')); synapses._library.cache_clear()
+    monkeypatch.setenv('BATTNB_CACHE', str(tmp_path/'cache')); library.cache_clear()
     yield monkeypatch
-    monkeypatch.undo(); synapses._library.cache_clear()
+    monkeypatch.undo(); library.cache_clear()
 
 @pytest.mark.parametrize('cc', ['', 'nosuchcompiler', 'false'])
 def test_without_a_compiler_torch_serves_and_says_why(other, cc):
@@ -81,10 +94,11 @@ def test_without_a_compiler_torch_serves_and_says_why(other, cc):
 @in_c
 def test_the_library_is_kept_and_a_broken_file_is_no_disaster(other, tmp_path):
     assert native().startswith('C'); files = list((tmp_path/'cache'/'native').iterdir()); assert len(files) == 1
-    stamp = files[0].stat().st_mtime_ns; synapses._library.cache_clear(); assert native().startswith('C') and files[0].stat().st_mtime_ns == stamp
+    stamp = files[0].stat().st_mtime_ns; library.cache_clear(); assert native().startswith('C') and files[0].stat().st_mtime_ns == stamp
     args, lists = problem(4, 5, 3, True); good = scan(*args, lists)
-    other.setenv('BATTNB_CACHE', str(tmp_path/'elsewhere')); broken = tmp_path/'elsewhere'/'native'/files[0].name
-    broken.parent.mkdir(parents=True); broken.write_bytes(b'not a library'); synapses._library.cache_clear()
+    other.setenv('BATTNB_CACHE', str(tmp_path/'elsewhere')); (tmp_path/'elsewhere'/'native').mkdir(parents=True)
+    for file in (tmp_path/'cache'/'native').iterdir(): (tmp_path/'elsewhere'/'native'/file.name).write_bytes(b'not a library')
+    library.cache_clear()
     torch.testing.assert_close(scan(*args, lists), good, rtol=1e-5, atol=1e-6)
 
 def test_a_cache_that_cannot_be_written_is_no_disaster(other, tmp_path):
