@@ -455,15 +455,16 @@ def draw_early(
     level = np.clip(.8/first, .5, .98)[:, None, None] if early.convention == 'nominal' else early.level
     return np.minimum(np.exp(length), 2560 if early.convention == 'released' else np.inf), level + (1 - level)*from_modes(x[..., 1:])
 
-# %% ../nbs/41_lives.ipynb #1acec4ed
+# %% ../nbs/41_lives.ipynb #bb3592e5
 @dataclass(frozen=True)
 class Doubt:
     "How wide an anchor errs about cells that it has not seen (Eq. 1 above)."
     typical:float # geometric mean of its own doubts
     factor:dict   # cathode -> factor; '' for one that was not among the training cells
     radius:float  # half the width of the interval in units of the scale
+    temper:float=.5 # power of the anchor's own doubt; the rest is the typical one's
     def scale(self, sd:np.ndarray, cathode:np.ndarray)->np.ndarray: # (n,) doubts of the anchor, (n,) text -> (n,)
-        return np.sqrt(self.typical*sd)*np.array([self.factor.get(k, self.factor['']) for k in cathode])
+        return self.typical**(1 - self.temper)*sd**self.temper*np.array([self.factor.get(k, self.factor['']) for k in cathode])
 
 def doubt_from(
     error:np.ndarray, # (repeats, n) of ln(life), each from an anchor that has not seen the cell
@@ -471,16 +472,17 @@ def doubt_from(
     cathode:np.ndarray, # (n,) text
     level:float=.8, # of the interval
     prior:float=5., # cells' worth of opinion that cathodes do not differ
+    temper:float=.5, # power of the anchor's own doubt
 )->Doubt:
     "Scale and radius from cross-fitted errors."
     n, typical = error.shape[1], float(np.exp(np.log(sd).mean()))
-    z2 = (error**2/(typical*sd)).mean(0); every = z2.mean()
+    z2 = np.square(error/(typical**(1 - temper)*sd**temper)).mean(0); every = z2.mean()
     factor = {k: float(np.sqrt((z2[cathode == k].sum() + prior*every)/((cathode == k).sum() + prior))) for k in np.unique(cathode)} | {'': float(np.sqrt(every))}
-    one = Doubt(typical, factor, 1.)
+    one = Doubt(typical, factor, 1., temper)
     out = np.sort((np.abs(error)/np.stack([one.scale(s, cathode) for s in sd])).ravel())
-    return Doubt(typical, factor, float(out[min(math.ceil((n + 1)*level*len(out)/n), len(out)) - 1]))
+    return Doubt(typical, factor, float(out[min(math.ceil((n + 1)*level*len(out)/n), len(out)) - 1]), temper)
 
-# %% ../nbs/41_lives.ipynb #b8132a9a
+# %% ../nbs/41_lives.ipynb #d34ae4fd
 def spread_to(
     z:np.ndarray, # (..., draws)
     radius:float, # > 0
@@ -497,12 +499,13 @@ def calibrate_early(
     level:float=.8, # of the interval
     fold:np.ndarray|None=None, # (n,) campaigns to leave out; None: shuffled folds
     repeats:int=3, # shuffles
+    **how, # `prior`, `temper` of `doubt_from`
 )->EarlyLife: # the same, with `doubt` set
     "Let drawn lives have the interval that cross-fitted errors ask for. Raises `ValueError` without an anchor."
     if early.anchor is None: raise ValueError("calibration from cross-fitted errors needs an anchor, got None")
     y, xs = np.log(imputed(train, early.convention)), [train.table(g) for g in early.groups]
     said = [cross_fitted(xs, y, f) for f in ([fold] if fold is not None else [shuffled(len(y), seed=s) for s in range(repeats)])]
-    early.doubt = doubt_from(np.stack([y - mean for mean, _ in said]), np.stack([sd for _, sd in said]), train.cathode, level)
+    early.doubt = doubt_from(np.stack([y - mean for mean, _ in said]), np.stack([sd for _, sd in said]), train.cathode, level, **how)
     return early
 
 # %% ../nbs/41_lives.ipynb #546fe1d2
