@@ -6,12 +6,12 @@
 __all__ = ['tanh_table', 'bend', 'CfCCell', 'quantize_cfc', 'isqrt', 'reciprocal', 'Norm', 'quantize_norm', 'Ode', 'quantize_ode',
            'Net', 'quantize_short', 'short_rows', 'quantize_stage', 'stages_of', 'quantize_dlnet']
 
-# %% ../nbs/77_intlayers.ipynb #07b545c1
+# %% ../nbs/77_intlayers.ipynb #50d1e725
 from collections import Counter
 from dataclasses import dataclass
 import numpy as np
 from .core import InputError
-from .integers import GATE_BITS, OUT_BITS, SOH_BITS, Body, Dense, IntModel, _array, _saturated, fits, gate_table, int32, lookup, nearest, quantize_dense, quantize_liquid, rescale, sat16, to_int
+from .integers import GATE_BITS, OUT_BITS, SOH_BITS, Body, Dense, IntModel, _array, _saturated, fits, gate_table, int32, levels, lookup, nearest, quantize_dense, quantize_liquid, rescale, sat16, to_int
 
 # %% ../nbs/77_intlayers.ipynb #320d4514
 def tanh_table(
@@ -61,11 +61,12 @@ class CfCCell(Body):
         for i in range(0, diff.shape[1], patch): s = self.step(s, diff[:, i:i+patch], tally)
         return s
 
-# %% ../nbs/77_intlayers.ipynb #b5ace5ad
+# %% ../nbs/77_intlayers.ipynb #c1baa700
 def quantize_cfc(
     cell, # a `CfC` layer, 'default' or 'no_gate', at its own constant step
     u_scale:float, # value of one unit of its input
     u_max:int=2**15 - 1, # largest magnitude of its input, in units
+    short:bool=False, # the short table of the hyperbolic tangent
 )->CfCCell:
     "Integers of a closed-form layer. Raises `InputError` if its mode has no integer form, or if a bound is broken."
     if cell.mode not in ('default', 'no_gate'): raise InputError(f"cell: the mode must be 'default' or 'no_gate', got {cell.mode!r} (an exponential without a bound)")
@@ -74,7 +75,7 @@ def quantize_cfc(
     h = {k: (_array(l.weight), _array(l.bias)) for k, l in cell.heads.items()}
     rows = [h['ff1'], h['ff2'], tuple(cell.dt*a + b for a, b in zip(h['time_a'], h['time_b']))]
     outer = quantize_dense(1.7159*np.concatenate([w for w, _ in rows]), np.concatenate([b for _, b in rows]), 2.**-15, 2.**-GATE_BITS, what='heads')
-    return CfCCell(inner, outer, gate_table(2**15), tanh_table(), gated)
+    return CfCCell(inner, outer, gate_table(2**15), tanh_table(short), gated)
 
 # %% ../nbs/77_intlayers.ipynb #bc44d4b1
 def isqrt(x:np.ndarray)->np.ndarray: # (n,) int64 below 2^62 -> floor of the root
@@ -182,16 +183,17 @@ class Net(Body):
         ode = numbers['ode'] and Ode(layers['mean'], layers['block'], tables['decay'], tables['push'], **numbers['ode'])
         return cls(tuple(layers[f'stage{i}'] for i in range(len(norm))), norm, tuple(numbers['act']), ode, numbers['at'], tables['tanh'])
 
-# %% ../nbs/77_intlayers.ipynb #4ba2a91e
+# %% ../nbs/77_intlayers.ipynb #e7d07e1d
 def quantize_short(
     w, # (rows, cols) float weights
     b, # (rows,) float biases
     x_scale:float, # value of one unit of the input
     y_scale:float, # value of one unit of the output
+    bits:int=8, # of a weight
     what:str='layer', # its name, for messages
 )->Dense: # factors are 1 to 255 times one number, biases 16 bits times a power of two
     "Integers of a dense layer that takes three bytes a row beside its weights. Raises `InputError` as `quantize_dense` does."
-    m = quantize_dense(w, b, x_scale, y_scale, what=what).m
+    m = quantize_dense(w, b, x_scale, y_scale, bits=bits, what=what).m
     unit = max(1, -(-m.max()//255))
     m = np.maximum(-(-m//unit), 1)*unit
     row = m*2.**-32*y_scale/x_scale
@@ -208,24 +210,24 @@ def short_rows(layer:Dense)->tuple[np.ndarray, int, np.ndarray, int]: # biases a
     if m.max() > 255 or np.abs(b).max() > 32767: raise InputError(f"a row's factor may be 255 units and its bias 32767, got {m.max()} and {np.abs(b).max()}")
     return b.astype(np.int16), step, m.astype(np.uint8), unit
 
-# %% ../nbs/77_intlayers.ipynb #6ff0cc12
+# %% ../nbs/77_intlayers.ipynb #aebaa5af
 def _scale_for(largest:float, *least:float)->float: # a power of two with a bit of headroom, and not below what the weights allow
     return float(2.**np.ceil(np.log2(max(2**-20, 2*largest/32767, *least))))
 
-def quantize_stage(w, b, norm, act:str, x:np.ndarray, x_scale:float)->tuple[Dense, 'Norm|None', np.ndarray, float]: # `x` are the float inputs
+def quantize_stage(w, b, norm, act:str, x:np.ndarray, x_scale:float, bits:int=8)->tuple[Dense, 'Norm|None', np.ndarray, float]: # `x` are the float inputs
     "Integers of one stage; its outputs as floats, and the value of one unit of them."
     w, b = _array(w), _array(b)
     y = x @ w.T + b
-    least = (2.1*np.abs(w).max()*x_scale/126, 2.1*np.abs(b).max()/2**29)
+    least = (2.1*np.abs(w).max()*x_scale/(levels(bits) - 1), 2.1*np.abs(b).max()/2**29)
     if norm is None:
         scale = 2.**-GATE_BITS if act == 'tanh' else _scale_for(np.abs(y).max(), *least)
-        dense, n = quantize_short(w, b, x_scale, scale, what='stage'), None
+        dense, n = quantize_short(w, b, x_scale, scale, bits, 'stage'), None
     else:
         mid = _scale_for(np.abs(y).max(), *least)
         g, c, eps = _array(norm.weight), _array(norm.bias), norm.eps
         y = (y - y.mean(1, keepdims=True))/np.sqrt(y.var(1, keepdims=True) + eps)*g + c
         scale = 2.**-GATE_BITS if act == 'tanh' else _scale_for(np.abs(y).max(), np.abs(g).max()*np.sqrt(len(g))/32767, np.abs(c).max()/32767)
-        dense, n = quantize_short(w, b, x_scale, mid, what='stage'), quantize_norm(g, c, eps, mid, scale)
+        dense, n = quantize_short(w, b, x_scale, mid, bits, 'stage'), quantize_norm(g, c, eps, mid, scale)
     return dense, n, np.tanh(y) if act == 'tanh' else np.maximum(y, 0), 2.**-15 if act == 'tanh' else scale
 
 def stages_of(net)->list[tuple]: # of an `nn.Sequential`: (linear, norm or None, 'relu', 'tanh' or None)
@@ -238,10 +240,11 @@ def stages_of(net)->list[tuple]: # of an `nn.Sequential`: (linear, norm or None,
         elif kind not in ('Dropout', 'Identity'): raise InputError(f"a network of stages may hold Linear, LayerNorm, ReLU, Tanh and Dropout, got {kind}")
     return [tuple(s) for s in out]
 
-# %% ../nbs/77_intlayers.ipynb #ae0549d4
+# %% ../nbs/77_intlayers.ipynb #3d184815
 def quantize_dlnet(
     model, # a `DLNet`, pruned or not
     ctx:np.ndarray, # (n, ctx) SOH of training cells
+    bits:int=8, # of the weights of all stages and of the head
 )->IntModel:
     "Integers of encoder, block and decoder. Raises `InputError` if a bound is broken."
     c, wide = model.cfg, model.cfg.high - model.cfg.low
@@ -251,7 +254,7 @@ def quantize_dlnet(
         for lin, norm, act in stages:
             w, b = _array(lin.weight), _array(lin.bias)
             if first: w, b, first = w/wide, b + w.sum(1)*(1 - c.low)/wide, False
-            layer, n, x, scale = quantize_stage(w, b, norm, act, x, scale)
+            layer, n, x, scale = quantize_stage(w, b, norm, act, x, scale, bits)
             dense.append(layer); norms.append(n); acts.append(act)
         return x, scale
     x, scale = add(stages_of(model.encoder), x, unit, True)
@@ -259,5 +262,5 @@ def quantize_dlnet(
     back = Net(tuple(dense), tuple(norms), tuple(acts), ode, at, tanh_table(short=True)).run(diff)*2.**-ode.bits
     *hidden, last = stages_of(model.decoder)
     x, scale = add(hidden, back, 2.**-ode.bits, False)
-    head = quantize_short(wide*_array(last[0].weight), wide*_array(last[0].bias) + c.low - 1, scale, 2.**-OUT_BITS, what='head')
+    head = quantize_short(wide*_array(last[0].weight), wide*_array(last[0].bias) + c.low - 1, scale, 2.**-OUT_BITS, bits, 'head')
     return IntModel(c.ctx, c.hor, 32767, 'one', Net(tuple(dense), tuple(norms), tuple(acts), ode, at, tanh_table(short=True)), head)

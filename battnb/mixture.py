@@ -141,14 +141,15 @@ def quantize_mix(
     return Mix(rows, exp_table(), at.astype(np.uint16), nearest(2**15*np.arange(1, hor + 1)/hor).astype(np.uint16), count, bits,
                None if eps is None else int(nearest(eps*2**(2*SOH_BITS)*(n := fits_of.shape[2])*(512//n*n)**2)))
 
-# %% ../nbs/78_mixture.ipynb #24e7b335
+# %% ../nbs/78_mixture.ipynb #8c77d6b6
 def quantize_gate(
     model, # a `Gate` that looks at differences to the last value, or at a standardised window
     ctx:np.ndarray, # (n, ctx) SOH of training cells
+    bits:dict|None=None, # of the weights of 'hidden' and 'head', 8 where nothing is said
 )->IntModel:
     "Integers of a gate over continuations. Raises `InputError` if a bound is broken."
     from battnb.students import GAIN
-    c, L = model.cfg, model.cfg.ctx
+    c, L, bits = model.cfg, model.cfg.ctx, bits or {}
     order = np.argsort([d for d, _ in c.fits], kind='stable')
     mix = quantize_mix(_array(model.fits)[order], [c.fits[i][0] for i in order], c.knots, 1e-5 if c.norm == 'window' else None)
     x = to_int(ctx, L).astype(np.int64)
@@ -156,7 +157,7 @@ def quantize_gate(
     look = _array(model.look.weight)
     look = np.concatenate([look[:, :L], look[:, L:][:, order]], 1)
     layers = [(look, model.look.bias), (model.inner.weight, model.inner.bias)]
-    body, unit = quantize_chain(layers, 2.**-LOOK_BITS if c.norm == 'window' else GAIN*2.**-SOH_BITS, mix.look(diff, mix.parts(diff)), in_time=L)
+    body, unit = quantize_chain(layers, 2.**-LOOK_BITS if c.norm == 'window' else GAIN*2.**-SOH_BITS, mix.look(diff, mix.parts(diff)), in_time=L, bits=bits.get('hidden', 8))
     by_corner = lambda p: np.moveaxis(_array(p).reshape(len(order), c.knots, *p.shape[1:])[order], 1, 0).reshape(_array(p).shape)
-    head = quantize_dense(by_corner(model.out.weight), by_corner(model.out.bias), unit, 2.**-LOGIT_BITS, what='head')
+    head = quantize_dense(by_corner(model.out.weight), by_corner(model.out.bias), unit, 2.**-LOGIT_BITS, bits=bits.get('head', 8), what='head')
     return IntModel(L, c.hor, 32767, 'last', body, head, None, mix)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st, HealthCheck
-from battnb import deploy as D, intlayers as L, mixture as M
+from battnb import deploy as D, intlayers as L, mixture as M, quantize as Q
 from battnb.core import InputError
 
 CI = bool(os.environ.get('CI'))
@@ -252,6 +252,47 @@ def test_other_kinds_follow_the_floats():
         soh = fades(60, 48, 3).astype(np.float32)
         with torch.no_grad(): assert np.abs(q(m, soh[:30])(soh[30:]) - m(torch.from_numpy(soh[30:])).numpy()).mean() < 1e-3
 
+def few_bits(kind, s):
+    "A student of some shape with weights of four bits, or of three in one part."
+    g, ctx, hor = np.random.default_rng(s), 8 + s % 37, 1 + s % 14
+    part = [4, dict(hidden=4), dict(head=3, skip=4)][s % 3]
+    if kind == 'gate': return M.quantize_gate(gate(48, hor + 1, 3 + s % 30, 2 + s % 5, s, 'window' if s % 2 else 'last'), fades(30, 48, s), Q._bits_of(part))
+    if kind == 'dlnet': return L.quantize_dlnet(dlnet(2 + s % 9, s % 4, ctx, hor, 5 + s % 60, s), fades(30, ctx, s), 4)
+    if kind == 'affine': return D.quantize_affine(g.normal(size=(hor, ctx)), g.normal(size=hor)*.1, 'last', 4)
+    layers = [(g.normal(size=(5 + s % 9, ctx)), g.normal(size=5 + s % 9)), (g.normal(size=(3 + s % 7, 5 + s % 9)), g.normal(size=3 + s % 7))]
+    return D.quantize_hidden(layers, (g.normal(size=(hor, 3 + s % 7)), g.normal(size=hor)), g.normal(size=(hor, ctx)) if s % 2 else None, 16., fades(30, ctx, s), .01*(s % 2), Q._bits_of(part))
+
+@needs_host
+@pytest.mark.parametrize('kind', ['gate', 'dlnet', 'affine', 'chain'])
+def test_weights_of_four_bits_on_any_shape(tmp_path, kind):
+    for s in (1, 20, 39):
+        q = few_bits(kind, s)
+        D.generate(q, tmp_path)
+        assert any(f'LIQUID_{p}4' in (tmp_path/'model.h').read_text() for p in ('HIDDEN', 'HEAD', 'SKIP'))
+        x = D.probe_contexts(q.ctx, 120, s)
+        want = q.forecast(x)
+        for name, cc in D.host_compilers().items(): assert (D.run_host(tmp_path, x, cc, ('-std=c99', ['-O0', '-O2', '-O3', '-Os'][s % 4])) == want).all(), (name, s)
+        if s == 20:
+            for name, cc in D.target_compilers().items():
+                for portable in (False, True): assert D.measure(tmp_path, x[:30], cc, portable)['mismatches'] == 0, (name, portable, s)
+
+def test_four_bits_halve_the_flash_and_cost_no_instructions(tmp_path):
+    g, said = np.random.default_rng(0), {}
+    for bits in (8, 4):
+        D.generate(D.quantize_affine(g.normal(size=(96, 96))*.05, np.zeros(96), bits=bits), tmp_path)
+        said[bits] = D.measure(tmp_path, D.probe_contexts(96, 4))
+    assert said[4]['mismatches'] == 0 and said[4]['flash_bytes'] < said[8]['flash_bytes'] - 4000 and said[4]['instructions'] <= 1.05*said[8]['instructions']
+    with pytest.raises(InputError, match='a partial sum could reach'): D.squeeze(np.ones((1, 2200), np.int8))
+    with pytest.raises(InputError, match='3 to 8 bits, got 9'): D.quantize_dense(np.ones((1, 2)), np.zeros(1), 2.**-14, 2.**-9, bits=9)
+
+def test_the_short_table_is_the_specification_too(tmp_path):
+    m = cfc(6, 9, 24, 7, 2, seed=3)
+    q = D.quantize_liquid(m, L.quantize_cfc(m.cell, m.cfg.gain*2.**-14, 8192, short=True))
+    D.generate(q, tmp_path)
+    x, want = D.probe_contexts(24, 60), q.forecast(D.probe_contexts(24, 60))
+    for cc in D.host_compilers().values(): assert (D.run_host(tmp_path, x, cc) == want).all()
+    assert all(D.measure(tmp_path, x, cc)['mismatches'] == 0 for cc in D.target_compilers().values()) and 'liquid_tanh[129]' in (tmp_path/'model.h').read_text()
+
 @lazy
 @given(st.integers(0, 10**6), st.sampled_from(list(KINDS)))
 def test_other_kinds_keep_their_ranges(seed, kind):
@@ -357,6 +398,16 @@ def test_short_rows_say_the_same(seed, rows, cols, scale, bias):
     row = q.m*2.**-32*y_scale/2.**-14
     slack = row/2*np.abs(x).sum(1, keepdims=True)*2.**-14 + row*step/2*2.**-14 + y_scale
     assert (np.abs(q(x)*y_scale - (x @ w.T*2.**-14 + b)) <= 1.001*slack).all()
+
+@needs_qemu
+def test_qemu_agrees_about_the_band(tmp_path):
+    q = D.replace(D.quantize_liquid(liquid(5, 24, 30, patch=4)), half=np.random.default_rng(0).integers(0, 90, 30).astype(np.int16))
+    D.generate(q, tmp_path)
+    soh = D.probe_record(24, 150)
+    want = D.follow_record(D.load_int(tmp_path), soh)
+    for name, cc in D.target_compilers().items(): assert (D._qemu(tmp_path, soh, cc, '-O2', 'BOARD_FOLLOW')[0].reshape(want.shape) == want).all(), name
+    (tmp_path/'liquid.c').write_text((tmp_path/'liquid.c').read_text().replace('off * 2048 >', 'off * 1024 >'))
+    assert (D._qemu(tmp_path, soh, cc, '-O2', 'BOARD_FOLLOW')[0].reshape(want.shape) != want).any()
 
 @needs_host
 @pytest.mark.parametrize('hor, every', [(96, 24), (7, 7), (100, 24), (25, 24)])

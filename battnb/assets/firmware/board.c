@@ -1,5 +1,6 @@
 /* board.c: the smallest program around the forecaster. With BOARD_SEMIHOSTING it reads contexts from the host's
-   file in.bin, writes forecasts to out.bin and prints how many instructions one forecast took. */
+   file in.bin, writes forecasts to out.bin and prints how many instructions one forecast took; with BOARD_FOLLOW as well
+   it reads a record and writes forecast and half-widths after every cycle. */
 #include "liquid.h"
 
 extern liquid_work board_work;
@@ -114,6 +115,15 @@ int main(void)
     const int32_t from = host(0x01, in), to = host(0x01, out);
     const uintptr_t get[3] = {(uintptr_t)from, (uintptr_t)board_ctx, sizeof board_ctx}, put[3] = {(uintptr_t)to, (uintptr_t)board_soh, sizeof board_soh};
     uint32_t n = 0;
+#ifdef BOARD_FOLLOW
+    const uintptr_t one[3] = {(uintptr_t)from, (uintptr_t)board_ctx, sizeof *board_ctx}, half[3] = {(uintptr_t)to, (uintptr_t)board_half, sizeof board_half};
+    liquid_forget(&board_history);
+    liquid_follow_forget(&board_follow, 0);
+    while (host(0x06, one) == 0) { /* a record, one value a cycle: forecast and half-widths back */
+        board_cycle();
+        if (board_history.held == LIQUID_CTX && (host(0x05, put) != 0 || host(0x05, half) != 0)) return 2;
+    }
+#endif
     if (from < 0 || to < 0) return 1;
     TIMER_RELOAD = 0xFFFFFFFFu;
     TIMER_VALUE = 0xFFFFFFFFu;

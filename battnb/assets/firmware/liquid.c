@@ -1,5 +1,6 @@
 /* liquid.c: the arithmetic. Fixed text; everything that belongs to one model is in model.h.
- * Weights of a matrix lie in blocks of four rows by four columns, columns in the order 0, 2, 1, 3. */
+ * Weights of a matrix lie in blocks of four rows by four columns, columns in the order 0, 2, 1, 3; weights of four bits
+ * lie four to an int16, each plus eight. */
 #include "liquid.h"
 
 #if defined(__ARM_FEATURE_SIMD32) && !defined(LIQUID_PORTABLE)
@@ -9,7 +10,7 @@
 #endif
 
 #if defined(__GNUC__)
-#define LIQUID_INLINE static inline __attribute__((always_inline))
+#define LIQUID_INLINE static inline __attribute__((always_inline, unused))
 #else
 #define LIQUID_INLINE static inline
 #endif
@@ -31,12 +32,17 @@ typedef char liquid_shift_must_floor[((-3) >> 1) == -2 ? 1 : -1];
 #endif
 
 typedef struct { int32_t bias, mul; } liquid_row; /* of a dense layer */
+#ifdef LIQUID_HIDDEN4
+typedef uint16_t liquid_hidden_w; /* four weights of four bits */
+#else
+typedef int8_t liquid_hidden_w;
+#endif
 #ifdef LIQUID_NET
 typedef struct { int16_t bias, gain; } liquid_scale; /* of a normalised value */
 typedef struct { /* three bytes a row beside its weights */
     uint64_t eps;
     const liquid_scale *norm; /* 0: not normalised */
-    const int8_t *w;
+    const liquid_hidden_w *w;
     const int16_t *bias; /* in units of `step` */
     const uint8_t *mul; /* in units of `unit` */
     int32_t step, unit;
@@ -45,7 +51,7 @@ typedef struct { /* three bytes a row beside its weights */
 } liquid_layer;
 #else
 typedef struct {
-    const int8_t *w;
+    const liquid_hidden_w *w;
     const liquid_row *row;
     int rows, cols; /* in multiples of four */
 } liquid_layer;
@@ -87,7 +93,7 @@ LIQUID_INLINE int16_t rectify(int32_t a)
 }
 #endif
 
-#ifdef LIQUID_NET
+#if LIQUID_TANH == 2
 /* hyperbolic tangent at 2^-15: linear interpolation in 128 intervals above zero, and the sign */
 LIQUID_ONCE int32_t bend(int32_t z)
 {
@@ -95,7 +101,7 @@ LIQUID_ONCE int32_t bend(int32_t z)
     const int32_t y = p + (((liquid_tanh[(at >> 8) + 1] - p) * (at & 255) + 128) >> 8);
     return z < 0 ? -y : y;
 }
-#elif defined(LIQUID_TANH)
+#elif LIQUID_TANH == 1
 /* hyperbolic tangent at 2^-15: linear interpolation in 512 intervals over the whole range of z */
 LIQUID_INLINE int32_t bend(int32_t z)
 {
@@ -149,6 +155,59 @@ LIQUID_INLINE liquid_four dot4(liquid_four acc, const int8_t *w, const int16_t *
 #endif
     return acc;
 }
+
+#if defined(LIQUID_HIDDEN4) || defined(LIQUID_HEAD4) || defined(LIQUID_SKIP4)
+/* the same with weights of four bits, plus eight each: what that adds is eight times the sum of x, see `eightfold` */
+LIQUID_INLINE liquid_four dot4_small(liquid_four acc, const uint16_t *w, const int16_t *x, int groups)
+{
+#if LIQUID_DSP
+    const int16_t *end = x + 4 * groups;
+    const uint32_t mask = 0x000F000Fu;
+    uint32_t x0, x1, w0, w1, e;
+    do {
+        __asm__ volatile("ldrd   %[x0], %[x1], [%[x]], #8\n\t"
+                         "ldrd   %[w0], %[w1], [%[w]], #8\n\t"
+                         "and    %[e], %[m], %[w0]\n\t"
+                         "smlad  %[a], %[e], %[x0], %[a]\n\t"
+                         "and    %[e], %[m], %[w0], lsr #4\n\t"
+                         "smlad  %[a], %[e], %[x1], %[a]\n\t"
+                         "and    %[e], %[m], %[w0], lsr #8\n\t"
+                         "smlad  %[b], %[e], %[x0], %[b]\n\t"
+                         "and    %[e], %[m], %[w0], lsr #12\n\t"
+                         "smlad  %[b], %[e], %[x1], %[b]\n\t"
+                         "and    %[e], %[m], %[w1]\n\t"
+                         "smlad  %[c], %[e], %[x0], %[c]\n\t"
+                         "and    %[e], %[m], %[w1], lsr #4\n\t"
+                         "smlad  %[c], %[e], %[x1], %[c]\n\t"
+                         "and    %[e], %[m], %[w1], lsr #8\n\t"
+                         "smlad  %[d], %[e], %[x0], %[d]\n\t"
+                         "and    %[e], %[m], %[w1], lsr #12\n\t"
+                         "smlad  %[d], %[e], %[x1], %[d]"
+                         : [a] "+r"(acc.a), [b] "+r"(acc.b), [c] "+r"(acc.c), [d] "+r"(acc.d), [w] "+r"(w), [x] "+r"(x),
+                           [x0] "=&r"(x0), [x1] "=&r"(x1), [w0] "=&r"(w0), [w1] "=&r"(w1), [e] "=&r"(e)
+                         : [m] "r"(mask)
+                         : "memory");
+    } while (x != end);
+#else
+    for (; groups > 0; groups--, w += 4, x += 4) {
+        acc.a += (w[0] & 15) * x[0] + (w[1] & 15) * x[1] + (w[0] >> 4 & 15) * x[2] + (w[1] >> 4 & 15) * x[3];
+        acc.b += (w[0] >> 8 & 15) * x[0] + (w[1] >> 8 & 15) * x[1] + (w[0] >> 12) * x[2] + (w[1] >> 12) * x[3];
+        acc.c += (w[2] & 15) * x[0] + (w[3] & 15) * x[1] + (w[2] >> 4 & 15) * x[2] + (w[3] >> 4 & 15) * x[3];
+        acc.d += (w[2] >> 8 & 15) * x[0] + (w[3] >> 8 & 15) * x[1] + (w[2] >> 12) * x[2] + (w[3] >> 12) * x[3];
+    }
+#endif
+    return acc;
+}
+
+/* what the weights of four bits add too much, for all rows alike */
+static int32_t eightfold(const int16_t *x, int cols)
+{
+    int32_t sum = 0;
+    int i;
+    for (i = 0; i < cols; i++) sum += x[i];
+    return 8 * sum;
+}
+#endif
 
 #if LIQUID_WIDE
 /* the same with weights kept as int16: nothing to unpack, twice the flash */
@@ -311,17 +370,46 @@ void liquid_step(liquid_work *work, const int16_t *diff)
 #endif
 
 #ifndef LIQUID_NET
-/* y += M x for every output, each matrix with its own scale, four rows at a time */
-LIQUID_INLINE liquid_four dense4(liquid_four y, const int8_t *w, const liquid_row *row, const int16_t *x, int groups)
+LIQUID_INLINE liquid_four onto4(liquid_four y, liquid_four acc, const liquid_row *row)
 {
-    liquid_four acc = {row[0].bias, row[1].bias, row[2].bias, row[3].bias};
-    acc = dot4(acc, w, x, groups);
     y.a += rescale(acc.a, row[0].mul);
     y.b += rescale(acc.b, row[1].mul);
     y.c += rescale(acc.c, row[2].mul);
     y.d += rescale(acc.d, row[3].mul);
     return y;
 }
+
+/* y += M x for every output, each matrix with its own scale, four rows at a time */
+LIQUID_INLINE liquid_four dense4(liquid_four y, const int8_t *w, const liquid_row *row, const int16_t *x, int groups, int32_t less)
+{
+    const liquid_four acc = {row[0].bias, row[1].bias, row[2].bias, row[3].bias};
+    (void)less;
+    return onto4(y, dot4(acc, w, x, groups), row);
+}
+
+#if defined(LIQUID_HIDDEN4) || defined(LIQUID_HEAD4) || defined(LIQUID_SKIP4)
+LIQUID_INLINE liquid_four dense4_small(liquid_four y, const uint16_t *w, const liquid_row *row, const int16_t *x, int groups, int32_t less)
+{
+    const liquid_four acc = {row[0].bias - less, row[1].bias - less, row[2].bias - less, row[3].bias - less};
+    return onto4(y, dot4_small(acc, w, x, groups), row);
+}
+#endif
+
+/* where the weights of a row begin, how they are read, and what is too much */
+#ifdef LIQUID_HEAD4
+#define LIQUID_HEAD(y, i, x, less) dense4_small(y, liquid_head_w + (i) / 4 * LIQUID_UP4(LIQUID_UNITS), liquid_head + (i), x, LIQUID_UP4(LIQUID_UNITS) / 4, less)
+#define LIQUID_HEAD_LESS(x) eightfold(x, LIQUID_UP4(LIQUID_UNITS))
+#else
+#define LIQUID_HEAD(y, i, x, less) dense4(y, liquid_head_w + (i) * LIQUID_UP4(LIQUID_UNITS), liquid_head + (i), x, LIQUID_UP4(LIQUID_UNITS) / 4, less)
+#define LIQUID_HEAD_LESS(x) 0
+#endif
+#ifdef LIQUID_SKIP4
+#define LIQUID_PATH(y, i, x, less) dense4_small(y, liquid_skip_w + (i) / 4 * LIQUID_UP4(LIQUID_CTX), liquid_skip + (i), x, LIQUID_UP4(LIQUID_CTX) / 4, less)
+#define LIQUID_PATH_LESS(x) eightfold(x, LIQUID_UP4(LIQUID_CTX))
+#else
+#define LIQUID_PATH(y, i, x, less) dense4(y, liquid_skip_w + (i) * LIQUID_UP4(LIQUID_CTX), liquid_skip + (i), x, LIQUID_UP4(LIQUID_CTX) / 4, less)
+#define LIQUID_PATH_LESS(x) 0
+#endif
 #endif
 
 #if defined(LIQUID_NET) || defined(LIQUID_LOOK_EPS)
@@ -381,7 +469,15 @@ LIQUID_ONCE void rows4(const liquid_layer *layer, int i, const int16_t *x, int32
     const int16_t *b = layer->bias + i;
     const uint8_t *m = layer->mul + i;
     liquid_four acc = {b[0] * layer->step, b[1] * layer->step, b[2] * layer->step, b[3] * layer->step};
+#ifdef LIQUID_HIDDEN4
+    acc.a -= y[0]; /* what is too much, from the caller */
+    acc.b -= y[0];
+    acc.c -= y[0];
+    acc.d -= y[0];
+    acc = dot4_small(acc, layer->w + i / 4 * layer->cols, x, layer->cols / 4);
+#else
     acc = dot4(acc, layer->w + i * layer->cols, x, layer->cols / 4);
+#endif
     y[0] = rescale(acc.a, m[0] * layer->unit);
     y[1] = rescale(acc.b, m[1] * layer->unit);
     y[2] = rescale(acc.c, m[2] * layer->unit);
@@ -392,7 +488,13 @@ LIQUID_SMALL void hidden(const liquid_layer *layer, const int16_t *x, int16_t *n
 {
     int i, j;
     int32_t y[4];
+#ifdef LIQUID_HIDDEN4
+    const int32_t less = eightfold(x, layer->cols);
+#endif
     for (i = 0; i < layer->rows; i += 4) {
+#ifdef LIQUID_HIDDEN4
+        y[0] = less;
+#endif
         rows4(layer, i, x, y);
         for (j = 0; j < 4; j++) next[i + j] = (int16_t)(layer->norm != 0 ? sat16(y[j]) : activate(layer, y[j]));
     }
@@ -403,9 +505,16 @@ LIQUID_SMALL void hidden(const liquid_layer *layer, const int16_t *x, int16_t *n
 static void hidden(const liquid_layer *layer, const int16_t *x, int16_t *next)
 {
     int i;
+#ifdef LIQUID_HIDDEN4
+    const int32_t less = eightfold(x, layer->cols);
+#endif
     for (i = 0; i < layer->rows; i += 4) {
         liquid_four y = {0, 0, 0, 0};
-        y = dense4(y, layer->w + i * layer->cols, layer->row + i, x, layer->cols / 4);
+#ifdef LIQUID_HIDDEN4
+        y = dense4_small(y, layer->w + i / 4 * layer->cols, layer->row + i, x, layer->cols / 4, less);
+#else
+        y = dense4(y, layer->w + i * layer->cols, layer->row + i, x, layer->cols / 4, 0);
+#endif
         next[i] = rectify(y.a);
         next[i + 1] = rectify(y.b);
         next[i + 2] = rectify(y.c);
@@ -514,7 +623,7 @@ static void continuations(liquid_work *work)
     int i;
     for (i = 0; i < LIQUID_UP4(LIQUID_ROWS); i += 4) {
         liquid_four y = {0, 0, 0, 0};
-        y = dense4(y, liquid_fits_w + i * LIQUID_UP4(LIQUID_CTX), liquid_fits + i, work->diff, LIQUID_UP4(LIQUID_CTX) / 4);
+        y = dense4(y, liquid_fits_w + i * LIQUID_UP4(LIQUID_CTX), liquid_fits + i, work->diff, LIQUID_UP4(LIQUID_CTX) / 4, 0);
         work->coef[i] = y.a;
         work->coef[i + 1] = y.b;
         work->coef[i + 2] = y.c;
@@ -590,15 +699,17 @@ static void forecast(liquid_work *work, int32_t ref, int16_t *soh)
 {
     const int32_t level = (ref + 1) >> 1;
     const int16_t *feature;
+    int32_t less;
     int i;
     continuations(work);
 #ifdef LIQUID_LOOK_EPS
     standardise(work->diff);
 #endif
     feature = features(work);
+    less = LIQUID_HEAD_LESS(feature);
     for (i = 0; i < LIQUID_UP4(LIQUID_FITS * LIQUID_KNOTS); i += 4) {
         liquid_four y = {0, 0, 0, 0};
-        y = dense4(y, liquid_head_w + i * LIQUID_UP4(LIQUID_UNITS), liquid_head + i, feature, LIQUID_UP4(LIQUID_UNITS) / 4);
+        y = LIQUID_HEAD(y, i, feature, less);
         work->logit[i] = (int16_t)sat16(y.a);
         work->logit[i + 1] = (int16_t)sat16(y.b);
         work->logit[i + 2] = (int16_t)sat16(y.c);
@@ -613,7 +724,13 @@ LIQUID_SMALL void forecast(liquid_work *work, int32_t ref, int16_t *soh)
     const int16_t *x = features(work);
     int32_t y[4];
     int i, j;
+#ifdef LIQUID_HIDDEN4
+    const int32_t less = eightfold(x, liquid_layers[LIQUID_LAYERS].cols);
+#endif
     for (i = 0; i < LIQUID_HOR; i += 4) {
+#ifdef LIQUID_HIDDEN4
+        y[0] = less;
+#endif
         rows4(liquid_layers + LIQUID_LAYERS, i, x, y);
         for (j = 0; j < 4 && i + j < LIQUID_HOR; j++) soh[i + j] = (int16_t)sat16(level + y[j]);
     }
@@ -624,15 +741,21 @@ LIQUID_INLINE void outputs(const int16_t *diff, const int16_t *feature, int32_t 
 {
     const int32_t level = (ref + 1) >> 1;
     int i;
+#if LIQUID_UNITS
+    const int32_t less = LIQUID_HEAD_LESS(feature);
+#endif
+#ifdef LIQUID_SKIP
+    const int32_t too = LIQUID_PATH_LESS(diff);
+#endif
     (void)diff;
     (void)feature;
     for (i = 0; i < LIQUID_HOR; i += 4) {
         liquid_four y = {level, level, level, level};
 #if LIQUID_UNITS
-        y = dense4(y, liquid_head_w + i * LIQUID_UP4(LIQUID_UNITS), liquid_head + i, feature, LIQUID_UP4(LIQUID_UNITS) / 4);
+        y = LIQUID_HEAD(y, i, feature, less);
 #endif
 #ifdef LIQUID_SKIP
-        y = dense4(y, liquid_skip_w + i * LIQUID_UP4(LIQUID_CTX), liquid_skip + i, diff, LIQUID_UP4(LIQUID_CTX) / 4);
+        y = LIQUID_PATH(y, i, diff, too);
 #endif
         soh[i] = (int16_t)sat16(y.a);
         if (LIQUID_HOR % 4 == 0 || i + 1 < LIQUID_HOR) soh[i + 1] = (int16_t)sat16(y.b);
