@@ -11,7 +11,7 @@ import numpy as np
 from fastcore.basics import patch
 from .core import InputError
 from .integers import fits, nearest
-from .uncertainty import CAP, ETA
+from .following import CAP, ETA
 
 # %% ../nbs/79_bands.ipynb #1bca3d10
 FACTOR_BITS = 12 # one unit of the factor is 2^-12

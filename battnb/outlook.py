@@ -64,7 +64,7 @@ def _counted(path:Path, nominal_ah:float|None, errors:str)->Cells: # raw files, 
     if len(full) < len(table): rows.append(dict(cell_id=None, cycle=None, severity='note', rule='full discharges', value=len(full), message=f'{len(full)} of {len(table)} cycles are full discharges; the others say nothing about capacity'))
     return Cells(cells.cycles, cells.cells, cells.name, True, pd.concat([pd.DataFrame(rows, columns=cells.notes.columns, dtype=object), cells.notes], ignore_index=True))
 
-# %% ../nbs/85_outlook.ipynb #5ce4aa8f
+# %% ../nbs/85_outlook.ipynb #1b86a834
 @dataclass(frozen=True)
 class Predictor:
     "Anything that continues a record: a network, a firmware folder, or a rule."
@@ -80,6 +80,17 @@ class Predictor:
     @property
     def spread(self)->str: return 'none' if self.conf is None else 'calibrated' if self.conf.cells[''] else 'own word'
 
+    def says(self,
+        ctx:'torch.Tensor', # (n, L) SOH, newest last
+        h:int, # steps to look ahead
+    )->np.ndarray: # (n, h), or (n, h, Q) where the calibration is one of quantiles
+        "The bare forecast, its widths as the calibration wants them."
+        import torch
+        with torch.inference_mode(): out = np.asarray(self.call(ctx, h), float)
+        if self.conf is None: return out
+        import battnb.following                                              # gives a calibration its `stretched`
+        return self.conf.stretched(out, ctx)
+
     def __call__(self,
         ctx:'torch.Tensor', # (n, L) SOH, newest last
         h:int, # steps to look ahead
@@ -88,8 +99,7 @@ class Predictor:
         radius:dict|None=None, # level -> (n,) radius of each record, as from `radii`; None takes the calibrated one
     )->tuple[np.ndarray, dict]: # (n, h) middle path; level -> (lo, hi), each (n, h), NaN where too few cells were calibrated on
         "Forecast with bands."
-        import torch
-        with torch.inference_mode(): out = np.asarray(self.call(ctx, h), float)
+        out = self.says(ctx, h)
         if self.conf is None: return out, {}
         from battnb.uncertainty import _bands
         conf, ruler = self.conf, self.conf.widths(ctx, h)
@@ -233,7 +243,7 @@ def batches(
         at = np.flatnonzero(length == n)
         for part in np.array_split(at, -(-len(at)//size)): yield list(part), torch.from_numpy(np.stack([axes[i].soh[-n:] for i in part]))
 
-# %% ../nbs/85_outlook.ipynb #a27e7fcc
+# %% ../nbs/85_outlook.ipynb #9b4353c3
 EVERY, BACK = 24, 24 # steps between two backtests, and how many of them
 
 def backtests(
@@ -254,11 +264,10 @@ def backtests(
             cut = [len(axes[i].soh) - EVERY*k for i, k in part]
             ctx = torch.from_numpy(np.stack([axes[i].soh[c-n:c] for (i, _), c in zip(part, cut)]))
             targ = np.stack([np.pad(axes[i].soh[c:c+hor].astype(float), (0, max(0, hor - EVERY*k)), constant_values=np.nan) for (i, k), c in zip(part, cut)])
-            with torch.inference_mode(): pred = np.asarray(predictor.call(ctx, hor), float)
-            out[part[:, 0], BACK - part[:, 1]] = predictor.conf.scores(pred, targ, predictor.conf.widths(ctx, hor))
+            out[part[:, 0], BACK - part[:, 1]] = predictor.conf.scores(predictor.says(ctx, hor), targ, predictor.conf.widths(ctx, hor))
     return out
 
-# %% ../nbs/85_outlook.ipynb #c2bbfff4
+# %% ../nbs/85_outlook.ipynb #958eb768
 def radii(
     axes:list[Axis],
     predictor:Predictor, # with a calibration
@@ -270,7 +279,7 @@ def radii(
     conf = predictor.conf
     known = np.array([a.chemistry if a.chemistry in conf.groups else '' for a in axes])
     if not adapt: return {p: np.array([conf.at(p/100, unit, g or None) for g in known]) for p in level}
-    from battnb.uncertainty import replay
+    from battnb.following import replay
     past, out = backtests(axes, predictor) if level else None, {p: np.empty(len(axes)) for p in level}
     for p in level:
         for g in set(known): out[p][known == g] = replay(conf, past[known == g], p/100, unit, EVERY, g or None)[:, -1]
@@ -392,11 +401,11 @@ def _search(axes:list[Axis], predictor:Predictor, eol:float, level:float, reach:
         axes, far = again, 4*far
     return rows
 
-# %% ../nbs/85_outlook.ipynb #0d8c6949
+# %% ../nbs/85_outlook.ipynb #378212ae
 WIDE = 3 # an interval that spans a factor of more than this in the steps left is called wide
 
 def _told(axis:Axis, mid:np.ndarray, predictor:Predictor, eol:float, level:float, reach:float)->tuple[dict, bool]: # life row; is something still open?
-    from battnb.uncertainty import crossing
+    from battnb.ends import crossing                                         # and gives a calibration its `left`
     h, n = len(mid), len(axis.soh)
     at = crossing(mid, eol)[0]
     fewest, most = (v[0] for v in predictor.conf.left([min(at + 1, h)], [n], level/100))
@@ -409,7 +418,7 @@ def _told(axis:Axis, mid:np.ndarray, predictor:Predictor, eol:float, level:float
     return _life_row(axis.cell_id, axis.cycle[-1], end, lo, hi, why), at == h
 
 def _crossed(axis:Axis, mid:np.ndarray, edges:list, eol:float, known:int)->tuple[dict, bool]: # life row; is something still open?
-    from battnb.uncertainty import crossing
+    from battnb.ends import crossing
     h = len(mid)
     at = [crossing(mid, eol)[0]] + [crossing(e, eol, ragged=k == 0)[0] for k, e in enumerate(edges)]
     cycle = [int(axis.cycle[-1] + axis.step*(k + 1)) for k in at]

@@ -429,7 +429,7 @@ def judge(plan:Plan, cfg:RunCfg, seed:int, out:Path)->tuple[pd.DataFrame, list[d
             rows += _coverage(dict(teacher=load_model(out/'teacher'), **{'student int8': load_model(out/'firmware')}), windows, name, role, cfg.stride)
     return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['role'])), rows
 
-# %% ../nbs/88_pipeline.ipynb #9eb6f423
+# %% ../nbs/88_pipeline.ipynb #3f21576a
 def _coverage(predictors:dict[str, Predictor], windows, dataset:str, role:str, every:int)->list[dict]: # a row a model, level and unit
     from battnb.uncertainty import coverage
     rows = []
@@ -442,15 +442,13 @@ def _coverage(predictors:dict[str, Predictor], windows, dataset:str, role:str, e
     return rows
 
 def _followed(p:Predictor, windows, level:float, unit:str, every:int)->tuple: # band of each window, after the earlier windows of its cell
-    from battnb.uncertainty import follow
-    import torch
+    from battnb.following import follow
     hor, begin = windows.targ.shape[1], p.conf.start(level/100, unit)
     if not np.isfinite(begin): return (np.full(windows.targ.shape, np.nan),)*2
-    with torch.inference_mode(): out = np.asarray(p.call(windows.ctx, hor), float)
     cell = pd.factorize(windows.cell_id)[0]
     turn = pd.Series(cell).groupby(cell).cumcount().to_numpy()
     past = np.full((cell.max() + 1, turn.max() + 1, hor), np.nan)
-    past[cell, turn] = p.conf.scores(out, windows.targ.numpy(), p.conf.widths(windows.ctx, hor))
+    past[cell, turn] = p.conf.scores(p.says(windows.ctx, hor), windows.targ.numpy(), p.conf.widths(windows.ctx, hor))
     radius = begin*follow(past, begin, level/100, unit, every)[cell, turn]
     return p(windows.ctx, hor, (level,), unit, {level: radius})[1][level]
 

@@ -4,8 +4,9 @@ import numpy as np, pandas as pd, pytest, torch
 from dataclasses import replace
 from statistics import NormalDist
 from battnb.core import InputError, stream
-from battnb.uncertainty import (CAP, REST, UNITS, Adaptive, Conformal, calibrate, among, cellwise_quantile, coverage, crossing, crps, difficulty, follow, replay, restless, with_ends,
-                                eol_interval, interval_score, max_level, min_cells, pinball)
+from battnb.ends import crossing, eol_interval, with_ends
+from battnb.following import CAP, Adaptive, among, follow, learn_fade, replay
+from battnb.uncertainty import (REST, UNITS, Conformal, calibrate, cellwise_quantile, coverage, difficulty, crps, interval_score, max_level, min_cells, pinball, restless)
 
 H, Q = 12, (.025, .1, .25, .5, .75, .9, .975)
 Z = np.array([NormalDist().inv_cdf(q) for q in Q])
@@ -414,3 +415,37 @@ def test_ends_bounds_are_ordered_and_grow_with_the_level():
     bounds = [made.left(ask, np.full(50, 100.), level) for level in (.5, .8, .95, .995)]
     for lo, hi in bounds: assert (lo >= 0).all() and (lo <= np.minimum(ask, 800)).all() and (hi >= np.minimum(ask, 800)).all()
     for (lo, hi), (lower, higher) in zip(bounds, bounds[1:]): assert (lower <= lo).all() and (higher >= hi).all()
+
+def test_proven_ends_are_wider_and_need_laboratories():
+    "Moved out so that the promise is one to a new laboratory: never narrower, infinite where they are too few, for any level from 50 % on ordered."
+    gen, bare = stream(36, 'proof'), calibrate(np.zeros((20, 4)), np.ones((20, 4)), np.arange(20), few='warn')
+    lab = np.repeat(np.arange(9), 10); said = np.exp(gen.uniform(np.log(20), np.log(700), 90)); seen = np.full(90, 100.)
+    came = said*np.exp(np.repeat(gen.normal(0, .4, 9), 10) + .2*gen.normal(size=90))
+    plain, proven = (with_ends(bare, said, came, seen, np.arange(90), lab, proof=p) for p in (False, True))
+    ask, full = np.geomspace(5, 700, 30), np.full(30, 100.)
+    for level in (.5, .8):
+        (lo, hi), (lower, higher) = plain.left(ask, full, level), proven.left(ask, full, level)
+        if level == .8: assert (lower <= lo + 1e-9).all() and (higher >= hi - 1e-9).all() and np.isfinite(higher).all()
+    lo, hi = proven.left(ask, full, .95)                                       # nine laboratories cannot prove 95 %
+    assert (lo == 0).all() and np.isinf(hi).all()
+
+def test_fade_never_sees_the_scale_and_survives_flat_records(tmp_path):
+    gen, q = stream(37, 'fade'), (.1, .5, .9)
+    told = np.repeat(np.array([.8872, .9, .9128])[None, None], 6, 1).repeat(50, 0)
+    flat, truth, sets = np.ones((50, 24)), .9 + .01*gen.normal(size=(50, 6)), np.repeat(['a', 'b'], 25)
+    fade = learn_fade(told, truth, flat, sets, qlevels=q)                      # one pace for all: nothing to learn
+    conf = replace(calibrate(told, truth, np.arange(50), qlevels=q), fade=fade)
+    assert np.isfinite(fade).all() and np.allclose(conf.stretched(told, flat), told, atol=1e-3)
+    mid = conf.stretched(told, np.where(np.arange(24) < 20, np.nan, flat))[..., 1]
+    assert np.array_equal(mid, told[..., 1])
+    back = Conformal.from_json(conf.to_json(tmp_path/'c.json'))
+    assert back.fade == fade and np.allclose(back.stretched(told, flat), conf.stretched(told, flat))
+
+def test_sets_count_alike():
+    "A hundred calm cells of one set and ten loud ones of another: alike, the radius is that of ten and ten."
+    gen = stream(38, 'alike')
+    err = np.concatenate([gen.normal(size=(100, 4)), 4*gen.normal(size=(10, 4))])
+    cell, sets = np.arange(110), np.repeat(['calm', 'loud'], [100, 10])
+    by_cell, by_set = (calibrate(0*err, err, cell, ruler=np.ones(4), set_id=s).at(.8) for s in (None, sets))
+    both = calibrate(0*err, err, cell, ruler=np.ones(4), set_id=np.repeat('one', 110)).at(.8)
+    assert by_cell == both < by_set
