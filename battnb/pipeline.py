@@ -108,12 +108,14 @@ def _measured_plan(folder:Path, seed:int)->Plan:
     why = f"{', '.join(train)} are for training and choosing, split by cell; {', '.join(unseen) or 'their test cells'} are for judging only, zero-shot."
     return Plan('Measured cells', **_split(train, seed), unseen=unseen, why=why, kin={n: KIN.get(n, n) for n in train}, files=(folder/'cycles.parquet', folder/'cells.parquet'))
 
-# %% ../nbs/88_pipeline.ipynb #7a868615
+# %% ../nbs/88_pipeline.ipynb #0c217d4c
 def _own_plan(source, seed:int)->Plan:
     cells = as_cells(source, errors='drop')
     long = [i for i, n in cells.cycles.groupby('cell_id', sort=False).size().items() if n >= ENOUGH_CYCLES]
     files = (Path(source),) if isinstance(source, (str, Path)) and Path(source).is_file() else ()
+    left_out = int(cells.notes.severity.eq('error').sum())
     counted = f'{len(long)} of {len(cells)} cells have {ENOUGH_CYCLES} cycles or more'
+    if left_out: counted = f"Left out as unusable, see the report: {left_out} finding{'s'*(left_out > 1)}. Of the rest, {counted}"
     if len(long) >= ENOUGH_CELLS:
         mine = Cells(cells.cycles, cells.cells.assign(dataset=cells.name), cells.name, cells.measured, cells.notes)
         why = f'{counted}, and {ENOUGH_CELLS} are enough: the teacher is tuned (LoRA) on a part of them, and judged on others.'
@@ -210,7 +212,7 @@ def _code()->str: # 16 hexadecimal digits over everything that computes
 def _difference(old:dict, new:dict)->str: # what differs, in a few words
     return ', '.join(f'{k}: {str(old.get(k))[:40]} then, {str(new.get(k))[:40]} now' for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k))[:300]
 
-# %% ../nbs/88_pipeline.ipynb #2be264ea
+# %% ../nbs/88_pipeline.ipynb #12ae416d
 def _windows(cells, stride:int): # of one set or a dict of sets; None where no cell is long enough
     from battnb.windows import join, make_windows
     sets = cells.values() if isinstance(cells, dict) else [cells]
@@ -229,8 +231,9 @@ def _candidates(cfg:RunCfg, steps:int)->dict: # what may be done to the base
 def load_base(name:str|Path)->'BatteryTimer': # a shipped name or a folder
     "The pre-trained network. Raises `InputError` unless it is there."
     from battnb.timer import BatteryTimer
-    folder = Path(name) if Path(name).is_dir() else weights_dir()/name
-    return BatteryTimer.from_pretrained(folder)
+    return BatteryTimer.from_pretrained(_base_folder(name))
+
+def _base_folder(name:str|Path)->Path: return Path(name) if Path(name).is_dir() else weights_dir()/name
 
 # %% ../nbs/88_pipeline.ipynb #b65b0e38
 def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, work:Path)->dict: # search, tuning, calibration; saved in `folder`
@@ -462,17 +465,22 @@ def score_table(results:pd.DataFrame)->list[dict]: # role, dataset, model, mae, 
         rows += [dict(role=role, **r) for name in part.dataset.unique() for r in t[t.dataset == name].to_dict('records')]
     return rows
 
-# %% ../nbs/88_pipeline.ipynb #267aa850
+# %% ../nbs/88_pipeline.ipynb #09451c65
 def shown_cells(plan:Plan, out:Path)->tuple[Cells, dict|None, list[str]]: # cells to draw, cut-off by cell (None: the end), remarks
     "What the report of a run in `out` draws."
     if plan.mine is not None:
-        sizes, least = plan.mine.cycles.groupby('cell_id', sort=False).size(), json.loads((out/'teacher'/'config.json').read_text()).get('least', 24)
-        keep = [i for i in plan.mine.ids if sizes[i] >= least]
-        if not keep: raise InputError(f'no cell has the {least} cycles that a forecast needs; the longest has {sizes.max()}')
-        return plan.mine.take(keep), None, [f'cell {i}: {sizes[i]} cycles are too few for a forecast' for i in plan.mine.ids if sizes[i] < least]
+        return _shown(plan.mine, _least(out/'teacher'))
     cells = concat([*plan.unseen.values(), *plan.test.values()], 'shown')
     long = cells.take([i for i in cells.ids if len(cells.soh(i)) >= 192])
     return long, {i: int(long.cycle(i)[max(96, int(.6*len(long.cycle(i)))) - 1]) for i in long.ids}, []
+
+def _least(folder:Path)->int: return json.loads((folder/'config.json').read_text()).get('least', 24) if (folder/'config.json').is_file() else 1
+
+def _shown(cells:Cells, least:int)->tuple[Cells, None, list[str]]: # of somebody's own cells, those long enough; the others with the reason
+    sizes = cells.cycles.groupby('cell_id', sort=False).size()
+    keep = [i for i in cells.ids if sizes[i] >= least]
+    if not keep: raise InputError(f'no cell has the {least} cycles that a forecast needs; the longest has {sizes.max()}')
+    return cells.take(keep), None, [f'cell {i}: {sizes[i]} cycles are too few for a forecast' for i in cells.ids if sizes[i] < least]
 
 def make_forecasts(plan:Plan, cfg:RunCfg, out:Path)->dict: # forecasts.parquet and life.parquet
     "Forecasts of teacher and student and the end of life of every shown cell."
@@ -530,11 +538,11 @@ def _data_hash(plan:Plan)->str: # 16 hexadecimal digits over every row and every
             digest.update(f'{role} {name}'.encode() + pd.util.hash_pandas_object(c.cycles[['cell_id', 'cycle', 'soh']], index=False).to_numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/88_pipeline.ipynb #e2dbd4d0
+# %% ../nbs/88_pipeline.ipynb #2e68e430
 def _steps(folder:Folder, plan:Plan, cfg:RunCfg, seed:int, base, preset:str)->dict:
     out, work = folder.out, folder.work
     say(plan.why)
-    leaks = folder.do('data', lambda: _check_data(plan))
+    leaks = folder.do('data', lambda: _check_data(plan, base))
     teacher = folder.do('teacher', lambda: make_teacher(plan, cfg, seed, base, out/'teacher', work('teacher')))
     students = folder.do('students', lambda: make_students(plan, cfg, seed, load_base(out/'teacher'), out/'students', work('students')))
     choice = folder.do('choice', lambda: choose_student(plan, cfg, students['students'], out/'students', work('choice')))
@@ -548,8 +556,9 @@ def _steps(folder:Folder, plan:Plan, cfg:RunCfg, seed:int, base, preset:str)->di
     write_report(summary, plan, out)
     return summary
 
-def _check_data(plan:Plan)->dict: # leaks between the roles; remarks of the readers
+def _check_data(plan:Plan, base)->dict: # leaks between the roles; remarks of the readers
     from battnb.leaks import assert_no_leak
+    if plan.mine is not None: _shown(plan.mine, _least(_base_folder(base)))      # nothing to show in the end: refused before the work
     roles = {r: [*getattr(plan, r).values()] for r in ('train', 'val', 'cal', 'test', 'unseen')}
     assert_no_leak({r: concat(c, r) for r, c in roles.items() if c}, curves=not plan.mine)
     notes = plan.mine.notes if plan.mine is not None else pd.DataFrame(columns=['cell_id', 'cycle', 'severity', 'message'])

@@ -224,6 +224,22 @@ def test_the_page_in_a_browser(finished, mine):
         b.eval("document.getElementById('theme').click()")
         assert b.eval("getComputedStyle(document.body).backgroundColor") == 'rgb(255, 255, 255)'
 
+def test_messy_files_reach_a_plan_or_a_sentence(tmp_path):
+    "What a run would refuse in its last step is refused in its first; what was left out is said."
+    from battnb.pipeline import _check_data, plan_of
+    from test_foreign import RAW, REFUSED, TAB
+    for name, data in [('pec', RAW['pec'][0]), *((n, TAB[n]) for n in ('german_mah', 'nan_tail', 'sum_row', 'wide_rows', 'group_header', 'html_xls'))]:
+        path = tmp_path/name; path.write_bytes(data)
+        try: plan = plan_of(path, 0)
+        except InputError as e: assert name in REFUSED and str(e).startswith((name, f"'{name}")), (name, e); continue
+        if name in RAW:
+            with pytest.raises(InputError, match='no cell has the 12 cycles that a forecast needs; the longest has 4'): _check_data(plan, 'timer-mini')
+            continue
+        assert not plan.is_tuned and f'0 of {len(plan.mine)} cells have 192 cycles' in plan.why
+        assert plan.why.startswith('Left out as unusable, see the report: ') == (name in ('nan_tail', 'sum_row')), plan.why
+        notes = _check_data(plan, 'timer-mini')['cleaned']
+        assert any(n['severity'] == 'error' for n in notes) == (name in ('nan_tail', 'sum_row'))
+
 def test_two_runs_in_one_folder_are_refused(base, mine, tmp_path, monkeypatch):
     from battnb import pipeline
     began, go = threading.Event(), threading.Event()
