@@ -6,7 +6,7 @@
 __all__ = ['multiply_adds', 'flash_bytes', 'account', 'drop_units', 'prune', 'LowRankCfg', 'LowRankForecaster', 'low_rank',
            'recover', 'descend']
 
-# %% ../nbs/61_compress.ipynb #a65bcb10
+# %% ../nbs/61_compress.ipynb #4c560fe2
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from .core import InputError
 from .distill import Recipe, distill
 from .forecaster import Forecaster, check_ctx
 from .liquid import DLNet, FusedLTC, LiquidForecaster
+from .recurrent import LowRank
 from .students import MLP, Gate
 from .training import History
 
@@ -116,7 +117,7 @@ def prune(
     out.load_state_dict(small.state_dict())
     return out.eval()
 
-# %% ../nbs/61_compress.ipynb #1c3bfd38
+# %% ../nbs/61_compress.ipynb #4e3d57d5
 @dataclass(frozen=True)
 class LowRankCfg:
     "Settings of `LowRankForecaster`."
@@ -129,10 +130,10 @@ class LowRankForecaster(Forecaster, arch='low-rank'):
     Cfg = LowRankCfg
     def __init__(self, cfg:LowRankCfg=LowRankCfg()):
         super().__init__(cfg)
-        self.V, self.U = nn.Parameter(torch.zeros(cfg.rank, cfg.ctx)), nn.Parameter(torch.zeros(cfg.hor, cfg.rank))
+        self.path = LowRank(cfg.ctx, cfg.hor, cfg.rank, min(48, cfg.ctx))
     def forward(self, ctx:torch.Tensor)->torch.Tensor: # (batch, L) -> (batch, hor)
         x = check_ctx(ctx, self.context)[:, -self.context:]
-        return x[:, -1:] + (x - x[:, -1:]) @ self.V.T @ self.U.T
+        return x[:, -1:] + self.path(x - x[:, -1:])
 
 @torch.no_grad()
 def low_rank(
@@ -152,7 +153,7 @@ def low_rank(
     C = torch.linalg.qr(d.double()/len(d)**.5, mode='r').R
     P = torch.linalg.svd(C @ W).Vh[:rank]                                        # (rank, hor): directions of the forecast that occur
     out = LowRankForecaster(LowRankCfg(L, H, rank))
-    out.U.copy_(P.T); out.V[:, :-1].copy_((W @ P.T).T)
+    out.path.U.copy_(P.T); out.path.V.zero_()[:, :-1].copy_((W @ P.T).T)
     return out.eval()
 
 # %% ../nbs/61_compress.ipynb #b634d692

@@ -184,7 +184,7 @@ def ltc_states(
     lists = dict(source=cell.source, feeds=cell.feeds, count=cell.count)
     return scan(v0, _sensed(cell, u), h, *cell.synapses(), lists, cell.unfolds).permute(2, 0, 1)
 
-# %% ../nbs/52_ltc.ipynb #31737830
+# %% ../nbs/52_ltc.ipynb #dc6dfc60
 def _raw(x): return torch.log(torch.expm1(x.clamp(min=1e-8, max=80.).double())).float()     # inverse of softplus
 
 def _ltc_from(state, softplus)->LTC:
@@ -205,7 +205,7 @@ def _ltc_from(state, softplus)->LTC:
 def from_ncps(
     state:dict[str, torch.Tensor], # `module.state_dict()` of `ncps.torch.LTC` or `ncps.torch.CfC`, one backbone layer, default activation
     softplus:bool=True, # an LTC's strengths pass a softplus, as `ncps.torch.LTC` has it by default; False: they are used as stored and clamped in training
-)->nn.Module: # an `LTC`, or a `CfC` of chapter 50
+)->nn.Module: # an `LTC`, or a `CfC`
     "Our module with the weights of theirs. Raises `ValueError` if the state is of neither kind."
     state = {k.split('rnn_cell.')[-1]: v.detach() for k, v in state.items() if not k.startswith('fc.')}
     if 'sparsity_mask' in state and 'gleak' in state: return _ltc_from(state, softplus)
