@@ -154,12 +154,12 @@ def _single_cells(df:pd.DataFrame, notes:list[dict], named:bool)->pd.DataFrame: 
     new = {c: change[c] for c in number if not np.array_equal(change[c], number[c].to_numpy(), equal_nan=True)}
     return df.assign(**new) if new else df
 
-# %% ../nbs/08_reading.ipynb #f5244c5f
+# %% ../nbs/08_reading.ipynb #0ae3454f
 def _shape(table:Table, name:str, notes:list[dict])->pd.DataFrame: # a frame with cell_id and cycle and at least one of capacity and SOH
     df = table.df
     has_value = {'cap_ah', 'soh', 'value'} & set(df)
     missing = (['cycle'] if 'cycle' not in df else []) + (['capacity or soh'] if not has_value else [])
-    if missing: raise InputError(f"{name} is missing column {' and column '.join(missing)}; present: {_some(map(repr, table.headings), 12)}")
+    if missing: raise InputError(f"{name} is missing column {' and column '.join(missing)}; present: {_some(map(repr, table.headings), 12)}; rename the column that holds {'it' if len(missing) == 1 else 'each'}, for instance to {' and '.join('cycle' if m == 'cycle' else 'cap_ah or soh' for m in missing)}")
     if not len(df): raise InputError(f'{name} has a header but no rows')
     named = 'cell_id' in df
     if not named:

@@ -83,14 +83,14 @@ def decode(
     if re.search('容量|循环|电池', chinese): return data.decode('gb18030', errors='replace'), ['text is not UTF-8, read as GB 18030']
     return data.decode('cp1252', errors='replace'), ['text is not UTF-8, read as Windows-1252']
 
-# %% ../nbs/03_tables.ipynb #02f88466
+# %% ../nbs/03_tables.ipynb #3c7f529c
 _CAP, _DIS, _CHG = r'(capacity|cap|q|kapazit(?:ä|ae)t|capacit[ée]|capacidad|容量)', r'(discharged?|discharging|dis|dchg?|d chg|dch|dsch|dischg|disch|entlade|de d[ée]charge|de descarga|放电)', r'(charged?|charging|chg|ch|lade|de charge|de carga|充电)'
 ROLES = dict(
     cell_id=[r'cell ?id|cell( name| number| no| nr| label)?', r'batter(y|ie)( ?id| name| number| no| nr)?|batt( id)?', r'unique id|barcode|serial( number| no)?',
-             r'sample( id| name)?|specimen|zellen?( ?id| ?nr| name)?|cellule|celda|device( id)?|vehicle( id)?|电池(编号)?|条码', r'id|name|channel( id)?|test( name)?|file( ?name)?'],
-    cycle=[r'cycles?( ?index| ?number| no| nr| id| ?count| num| n)?|n cycles?|total cycles?', r'cyc( no| nr| num| id| index)?|zykl(us|en)( ?nr| ?nummer| ?zahl)?', r'weeks?|check ?ups?( no| number)?|n|number', r'(n |num[ée]ro |nombre )?(de )?(cycles?|ciclos?)|循环(序?号|次数)?'],
+             r'sample( id| name)?|specimen|(zellen?|prüflinge?)( ?id| ?nr| name)?|cellule|celda|device( id)?|vehicle( id)?|电池(编号)?|条码', r'id|name|channel( id)?|test( name)?|file( ?name)?'],
+    cycle=[r'cycles?( ?index| ?number| no| nr| id| ?count| num| n)?|n cycles?|total cycles?', r'cyc( no| nr| num| id| index)?|zykl(us|en)( ?(lfd ?)?nr| ?nummer| ?zahl)?', r'weeks?|check ?ups?( no| number)?|n|number', r'(n |num[ée]ro |nombre )?(de )?(cycles?|ciclos?)|循环(序?号|次数)?'],
     cap_ah=[rf'{_DIS} ?{_CAP}|q ?(discharge|d|dis|dch|dchg|dsch)|{_CAP} ?{_DIS}( max)?', rf'(measured|actual|available|residual|remaining|current|max) ?{_CAP}', rf'{_CAP}( max)?|q ?max'],
-    soh=[r'soh|state of health|gesundheitszustand|健康状态|容量保持率', rf'({_CAP} )?retention|(relative|rel|normali[sz]ed|norm) ?{_CAP}|{_CAP} fraction'],
+    soh=[r'soh|state of health|gesundheit(szustand)?|健康状态|容量保持率', rf'({_CAP} )?retention|(relative|rel|normali[sz]ed|norm) ?{_CAP}|{_CAP} fraction'],
     charge_cap_ah=[rf'{_CHG} ?{_CAP}|q ?(charge|c|ch|chg)|{_CAP} ?{_CHG}( max)?'],
     nominal_cap_ah=[rf'(nominal|rated|nom|design|nenn) ?{_CAP}( ah)?|c ?nom|q ?nom'],
     temperature_c=[r'(cell |avg |mean |average |ambient |max )?(temperature?|temp)( avg| mean| average| max| cell)?|t ?(avg|mean|cell)'],
@@ -100,6 +100,7 @@ ROLES = dict(
     time_s=[r'(test |total |step )?(time|zeit)|date ?time|time ?stamp|date'])
 
 def _words(text:str)->str: # 'QDischarge_max' -> 'q discharge max'
+    text = re.sub(r'(?<![A-Za-z])So(?=[HC](?![a-z]))', 'SO', text)             # SoH is one word
     text = re.sub(r'(?<=[a-zäöü])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', text)
     return re.sub(r'[^\w%]+|_', ' ', text.replace('#', ' number ')).strip().lower()
 
