@@ -233,7 +233,7 @@ def complete(self:DiffBatt,
     line = (col('elapsed')*np.exp(np.clip(col('base'), -8, 6)))[:, 0]
     return Completion([i for i, _, _ in rows], cutoff, level, cutoff[:, None, None] + T[..., None]*np.linspace(0, 1, GRID), soh, line)
 
-# %% ../nbs/43_completion.ipynb #925a4c32
+# %% ../nbs/43_completion.ipynb #db4ec097
 def synthesise(
     model:DiffBatt, # from `train_completion`
     n:int, # curves
@@ -246,9 +246,11 @@ def synthesise(
     steps:int=20, # calls of the network
     seed:int=0,
 )->Draws:
-    "Whole curves from cycle 0: `sample`, told that nothing is known and what the conditions are. Raises `ValueError` where `sample` does."
-    one = lambda v: [np.nan if v is None else v]
-    cond = dict(whole=[1.], kind=familiar(model, dict(kind=kind_of(chemistry)[None]))['kind'][0], temperature=one(temperature_c), rate=one(None if c_rate is None else np.log(c_rate)))
+    "Whole curves from cycle 0: `sample`, told that nothing is known and what the conditions are. Raises `ValueError` where `sample` does, and `InputError` for a cathode that never trained the model."
+    one, kind = lambda v: [np.nan if v is None else v], kind_of(chemistry)
+    if np.isnan(familiar(model, dict(kind=kind[None]))['kind']).all() and np.isfinite(kind).all():
+        raise InputError(f"this model has seen cells of {', '.join(k for k, m in zip(KINDS, model.kind_mean) if m > 1e-6)}, got chemistry {chemistry!r}")
+    cond = dict(whole=[1.], kind=kind, temperature=one(temperature_c), rate=one(None if c_rate is None else np.log(c_rate)))
     d = model.sample(n, level=level, cond=cond, w=w, steps=steps, seed=seed)
     return replace(d, cycle=np.clip(math.exp(_LONG)*d.life, 1, 1e5)[:, None]*np.linspace(0, 1, GRID))
 
