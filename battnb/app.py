@@ -264,7 +264,7 @@ def synth(
     cells = outlook.synth(n, model, seed=seed, eol=eol, life=life_range or None, w=w, nominal_ah=nominal_ah, **conditions)
     give(cells.cycles, out, is_json)
 
-# %% ../nbs/90_app.ipynb #091282cc
+# %% ../nbs/90_app.ipynb #b25ac594
 _FIGURES = ('checked', 'mismatches', 'instructions', 'flash_bytes', 'ram_bytes', 'stack_bytes', 'ms_low', 'ms_high')
 
 @app.command()
@@ -278,7 +278,7 @@ def deploy(
 
     \b
     Examples:
-      battnb deploy liquid-16 -o firmware/
+      battnb deploy gate-32 -o firmware/
       battnb deploy runs/demo/student --calibrate cells.csv -o firmware/ --json
     """
     import json

@@ -212,11 +212,11 @@ def _code()->str: # 16 hexadecimal digits over everything that computes
 def _difference(old:dict, new:dict)->str: # what differs, in a few words
     return ', '.join(f'{k}: {str(old.get(k))[:40]} then, {str(new.get(k))[:40]} now' for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k))[:300]
 
-# %% ../nbs/88_pipeline.ipynb #12ae416d
-def _windows(cells, stride:int): # of one set or a dict of sets; None where no cell is long enough
+# %% ../nbs/88_pipeline.ipynb #873f874d
+def _windows(cells, stride:int, ctx:int=96): # of one set or a dict of sets; None where no cell is long enough
     from battnb.windows import join, make_windows
     sets = cells.values() if isinstance(cells, dict) else [cells]
-    parts = [make_windows(c, stride=stride, rows_are_steps=True) for c in sets if c.cycles.groupby('cell_id').size().max() >= 192]
+    parts = [make_windows(c, ctx=ctx, stride=stride, rows_are_steps=True) for c in sets if c.cycles.groupby('cell_id').size().max() >= ctx + 96]
     return join(parts) if parts else None
 
 def _folds(sets:dict[str, Cells], n:int=3)->dict[str, Cells]: # at least two groups to leave out
@@ -363,7 +363,7 @@ def choose_student(plan:Plan, cfg:RunCfg, students:list[dict], folder:Path, work
     best = pick(table, objectives, dict(flash_bytes=cfg.max_flash, instructions=cfg.max_instructions), slack=.02)
     return dict(chosen=best['name'], table=table.assign(on_front=pareto_front(table, objectives)).to_dict('records'))
 
-# %% ../nbs/88_pipeline.ipynb #066d56af
+# %% ../nbs/88_pipeline.ipynb #518e3db1
 def make_firmware(
     model:str|Path, # a folder or a shipped name: gate, liquid, ridge or another affine forecaster
     out:str|Path, # firmware folder
@@ -379,8 +379,8 @@ def make_firmware(
     folder = next((p for p in (Path(model).expanduser(), weights_dir()/str(model)) if p.is_dir()), None)
     if folder is None: load_model(model); raise InputError(f'{str(model)!r} is a rule, not a model folder: rules need no firmware generator')
     if hasattr(net := load_net(folder), 'quantiles'): raise InputError(f'{folder.name} ({net.arch}, {net.n_params:,} parameters) cannot become firmware; small students can: see the column deploy of `battnb models`, or distil one with `battnb run`')
-    if contexts is None: contexts = _windows(as_cells(calibrate) if calibrate else load('fleet'), 96)
-    if contexts is None: raise InputError(f'calibration needs a cell of 192 cycles or more, {calibrate!r} has none')
+    if contexts is None: contexts = _windows(as_cells(calibrate) if calibrate else load('fleet'), 96, max(96, net.context))
+    if contexts is None: raise InputError(f'calibration needs a cell of {max(96, net.context) + 96} cycles or more, {calibrate!r} has none')
     conf = folder/'conformal.json'
     if half is None and conf.is_file() and (c := Conformal.from_json(conf)).ruler: half = c.half_widths(.8)
     half = half if half is not None and np.isfinite(half).all() else None

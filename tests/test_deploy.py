@@ -447,3 +447,11 @@ def test_a_write_to_flash_faults(folder, tmp_path):
     import unicorn
     board = D.Board(D.build_board(folder, tmp_path/'b.elf', next(iter(D.target_compilers().values()))))
     with pytest.raises(unicorn.UcError): board.call('liquid_forecast', board.symbols['board_work'], board.symbols['board_ctx'], 0x100)
+
+def test_the_command_reads_as_many_cycles_as_the_model_wants(tmp_path):
+    "A student of 100 cycles was refused with the message that its contexts were too short."
+    from battnb.liquid import DLNet, DLNetCfg
+    from battnb.pipeline import make_firmware
+    DLNet(DLNetCfg(units=4, steps=1, dt=.05, rank=4, decoder=(12, 8))).save_pretrained(tmp_path/'dlnet')
+    r = make_firmware(tmp_path/'dlnet', tmp_path/'out', checks=11)
+    assert r['mismatches'] == 0 and D.load_int(tmp_path/'out').ctx == 100

@@ -35,8 +35,11 @@ def test_reads_ah(built):
 def test_counts_down_to_80_and_tests_itself(built):
     assert said(built, '0.5\n'*96)[-1].startswith('cycles_to_80 ') and said(built, 'test\n')[0].startswith('test differ 0 of 768 ')
 
-@pytest.mark.parametrize('line', ['x', '0', '2', '-1', '.', '1..2', '1.2.3', '97.3', 'nan', '1e-1', '0.9 ', 'nominal', 'nominal x', 'resets', '9'*40, '0'*40, '4001', '99999999999999999999'])
+@pytest.mark.parametrize('line', ['x', '0', '2', '-1', '.', '1..2', '1.2.3', '97.3', 'nan', '1e-1', '0.9 0.8', '0,9', '0.9\x00', 'nominal', 'nominal x', 'resets', '9'*40, '0'*40, '4001', '99999999999999999999'])
 def test_refuses(built, line): assert said(built, f'{line}\n')[0].startswith('error:'), line
+
+def test_blanks_around_a_line_mean_nothing(built):
+    assert said(built, ' 0.9\n0.9 \n\t0.9\t \r\n  \n nominal 1.1 \n')[:3] == ['held 1 of 96', 'held 2 of 96', 'held 3 of 96'] and said(built, ' nominal 1.1 \n') == ['ok, lines are Ah']
 
 def test_survives_noise(built):
     g = np.random.default_rng(0)

@@ -154,12 +154,14 @@ static fade_event fade_line(fade_t *f, const char *line)
     return fade_micro(line, &micro) != 0 ? FADE_BAD : fade_push(f, micro);
 }
 
-/* feed one character; anything but FADE_WAIT wants an answer */
+/* feed one character; anything but FADE_WAIT wants an answer. Blanks before and after mean nothing. */
 static fade_event fade_feed(fade_t *f, char c)
 {
     fade_event event = FADE_WAIT;
-    if (c == '\r') return event;
+    const int blank = c == ' ' || c == '\t';
+    if (c == '\r' || (blank && f->length == 0)) return event;
     if (c == '\n') {
+        while (f->length > 0 && f->length < FADE_LINE && (f->line[f->length - 1] == ' ' || f->line[f->length - 1] == '\t')) f->length--;
         if (f->length >= FADE_LINE) {
             event = FADE_BAD;
         } else {
@@ -167,7 +169,7 @@ static fade_event fade_feed(fade_t *f, char c)
             event = fade_line(f, f->line);
         }
         f->length = 0;
-    } else if (f->length < FADE_LINE - 1) {
+    } else if (c != 0 && f->length < FADE_LINE - 1) {
         f->line[f->length++] = c;
     } else {
         f->length = FADE_LINE;
