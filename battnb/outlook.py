@@ -120,7 +120,7 @@ def own_word(
     z = np.array([NormalDist().inv_cdf((1 + p)/2) for p in GRID])
     return Conformal({u: {'': z} for u in UNITS}, {'': 0}, None, tuple(qlevels), dict(source='the network itself'))
 
-# %% ../nbs/85_outlook.ipynb #f01df5a0
+# %% ../nbs/85_outlook.ipynb #b6a11f2b
 def _rolled(once:Callable, horizon:int)->Callable: # a fixed horizon becomes any: forecast, append, forecast
     def call(ctx, h):
         import torch
@@ -129,6 +129,14 @@ def _rolled(once:Callable, horizon:int)->Callable: # a fixed horizon becomes any
             parts.append(once(ctx)); have += horizon
             ctx = torch.cat([ctx, parts[-1]], 1)[:, -ctx.shape[1]:]
         return torch.cat(parts, 1)[:, :h]
+    return call
+
+def _opened(net)->Callable: # the same for quantiles of a fixed context: beyond the horizon their gaps grow with the distance, as `Conformal.widths` does
+    def call(ctx, h):
+        import torch
+        q, middle = net.quantiles(ctx)[:, :h], _rolled(net, net.horizon)(ctx, h)[..., None]
+        gaps = q - middle[:, :q.shape[1]]
+        return middle + torch.cat([gaps, gaps[:, -1:]*(torch.arange(q.shape[1] + 1, h + 1)/q.shape[1])[:, None]], 1)
     return call
 
 def _naive(name:str)->Predictor:
@@ -152,8 +160,10 @@ def _network(folder:Path, name:str)->Predictor:
     net = load_net(folder)
     conf = _calibration(folder)
     if not hasattr(net, 'quantiles'): return Predictor(name, net.min_context, net.context, net.horizon, _rolled(net, net.horizon), conf, folder)
+    conf = conf or own_word(net.cfg.levels)
+    if net.min_context == net.context: return Predictor(name, net.min_context, net.context, net.horizon, _opened(net), conf, folder)
     from battnb.timer import extend
-    return Predictor(name, net.min_context, net.context, net.horizon, lambda x, h: extend(net, x, h), conf or own_word(net.cfg.levels), folder, lambda x, h: extend(net, x, h, least=10**9))
+    return Predictor(name, net.min_context, net.context, net.horizon, lambda x, h: extend(net, x, h), conf, folder, lambda x, h: extend(net, x, h, least=10**9))
 
 # %% ../nbs/85_outlook.ipynb #ccf2575c
 def load_net(

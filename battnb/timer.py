@@ -270,7 +270,7 @@ class BatteryTimer(Forecaster, arch='battery-timer'):
     @property
     def min_context(self): return self.cfg.least
 
-# %% ../nbs/30_timer.ipynb #c6b2a225
+# %% ../nbs/30_timer.ipynb #ac78d510
 @patch
 def scale(self:BatteryTimer,
     ctx:torch.Tensor, # (batch, L)
@@ -300,7 +300,7 @@ def relative(self:BatteryTimer,
     below, above = width[..., :n].flip(-1).cumsum(-1).flip(-1), width[..., n:].cumsum(-1)
     return middle[..., None] + torch.cat([-below, torch.zeros_like(middle)[..., None], above], -1)
 
-# %% ../nbs/30_timer.ipynb #5cfaf47b
+# %% ../nbs/30_timer.ipynb #485dd78f
 @patch
 def quantiles(self:BatteryTimer,
     ctx:torch.Tensor, # (batch, L) SOH, L at least `min_context`
@@ -324,7 +324,7 @@ def pinball(
     p, err = torch.tensor(levels, device=q.device), targ[..., None] - q
     return torch.maximum(p*err, (p-1)*err).mean()
 
-# %% ../nbs/30_timer.ipynb #caba0335
+# %% ../nbs/30_timer.ipynb #d604a8ea
 def _coarse(ctx, k): # (batch, L) -> (batch, L//k): means of k neighbours, aligned at the end
     n = ctx.shape[1]//k
     return ctx[:, -n*k:].unflatten(1, (n, k)).mean(-1)
@@ -333,7 +333,7 @@ def extend(
     model:Forecaster, # with `quantiles`
     ctx:torch.Tensor, # (batch, L) SOH
     hor:int, # cycles ahead, any number
-    least:int=48, # coarse values that a context must keep
+    least:int=48, # coarse values that a context must keep, or more where the model needs more
 )->torch.Tensor: # (batch, hor, Q) quantiles
     """Quantiles for any horizon: direct up to the model's own, then in coarser steps, rolled only where the history is too short.
 
@@ -342,7 +342,7 @@ def extend(
     near = model.quantiles(ctx)
     H = near.shape[1]
     if hor <= H: return near[:, :hor]
-    k = min(math.ceil(hor/H), max(1, ctx.shape[1]//least))
+    k = min(math.ceil(hor/H), max(1, ctx.shape[1]//max(least, model.min_context)))
     far = model.quantiles(_coarse(ctx, k)) if k > 1 else near
     while far.shape[1]*k < hor: far = _roll(model, _coarse(ctx, k), far)
     at = (torch.arange(far.shape[1])+1)*k - (k-1)/2                  # centre of each coarse step, in cycles ahead

@@ -151,6 +151,15 @@ def test_models_lists_what_is_there(base):
     assert row.horizon == 96 and row.trained_on == 'nothing' and not row.deploy and row.params > 1000
     assert {'name', 'params', 'context', 'horizon', 'trained_on', 'size_bytes', 'deploy', 'recommended'} <= set(models().columns)
 
+@pytest.mark.parametrize('name', ['battery-timer', 'corner-64', 'gate-32', 'liquid-24', 'timer-mini', 'timer-small'])
+def test_shipped_models_look_beyond_their_horizon(fleet, name):
+    from battnb.outlook import forecast, load_model
+    one = fleet.take([i for i in fleet.ids if len(fleet.soh(i)) >= 400][:2])
+    t = forecast(one, h=250, at=150, model=name, level=80)
+    wide = (t[f'{name}-hi-80'] - t[f'{name}-lo-80']).to_numpy().reshape(2, 250)
+    assert t[name].between(.2, 1.3).all() and (wide > 0).all()
+    assert (wide[:, -1] > wide[:, load_model(name).horizon - 1]).all()               # further away, less is known
+
 def test_firmware_answers_as_its_integers(tmp_path, fleet):
     from battnb.deploy import generate, load_int, quantize
     from battnb.evaluation import fit_ridge
