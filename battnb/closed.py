@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CfC']
 
-# %% ../nbs/51_closed.ipynb #028be355
+# %% ../nbs/51_closed.ipynb #94c6ce9c
 import ctypes
 from functools import cache
 import torch
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from .core import torch_stream
-from .liquid import one_by_one
+from .layers import one_by_one
 from .native import HEAD, library, native, room
 
 # %% ../nbs/51_closed.ipynb #ef044592

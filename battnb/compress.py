@@ -6,7 +6,7 @@
 __all__ = ['multiply_adds', 'flash_bytes', 'account', 'drop_units', 'prune', 'LowRankCfg', 'LowRankForecaster', 'low_rank',
            'recover', 'descend']
 
-# %% ../nbs/61_compress.ipynb #4c560fe2
+# %% ../nbs/61_compress.ipynb #121bf476
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ from torch import nn
 from .core import InputError
 from .distill import Recipe, distill
 from .forecaster import Forecaster, check_ctx
-from .liquid import DLNet, FusedLTC, LiquidForecaster
+from .layers import FusedLTC
+from .liquid import DLNet, LiquidForecaster
 from .recurrent import LowRank
 from .students import MLP, Gate
 from .training import History

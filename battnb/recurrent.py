@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['CELLS', 'LowRank', 'Reader', 'RecurrentCfg', 'RecurrentForecaster']
 
-# %% ../nbs/53_recurrent.ipynb #07103824
+# %% ../nbs/53_recurrent.ipynb #2665ba9e
 from dataclasses import dataclass
 import torch
 from torch import nn
 from .core import torch_stream
 from .forecaster import Forecaster, check_ctx
 from .closed import CfC
-from .liquid import FusedLTC, line_matrix, unroll
+from .layers import FusedLTC, unroll
+from .liquid import line_matrix
 from .ltc import LTC, auto_ncp, dense_wiring
 
 # %% ../nbs/53_recurrent.ipynb #dcd8d82d

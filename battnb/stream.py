@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['moments', 'later', 'remember', 'continuations', 'since', 'lose', 'fill', 'StreamCfg', 'Stream']
 
-# %% ../nbs/54_stream.ipynb #45743f7d
+# %% ../nbs/54_stream.ipynb #1823beea
 import math
 from dataclasses import dataclass
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as tnf
 from fastcore.basics import patch
 from .core import torch_stream
 from .forecaster import Forecaster, check_ctx
-from .liquid import FusedLTC, unroll
+from .layers import FusedLTC, unroll
 
 # %% ../nbs/54_stream.ipynb #3369a218
 def moments(
@@ -61,7 +61,7 @@ def continuations(
     parabola = torch.linalg.solve(rows((n, a, b), (a, b + r, c), (b, c, d + r)), X)
     return torch.cat([tnf.pad(line, (0, 1)), parabola], 1)
 
-# %% ../nbs/54_stream.ipynb #fd87f388
+# %% ../nbs/54_stream.ipynb #afb32ab5
 def since(
     x:torch.Tensor, # (batch, n) readings; what stands in missing places does not matter
     age:torch.Tensor, # (batch, n) cycles before the newest
@@ -92,7 +92,7 @@ def lose(
     out[:, -1] = 1.
     return out
 
-# %% ../nbs/54_stream.ipynb #59c4b0a2
+# %% ../nbs/54_stream.ipynb #3f01b491
 def fill(
     x:torch.Tensor, # (batch, n)
     present:torch.Tensor, # (batch, n) 1 or 0; the last column is 1
@@ -106,7 +106,7 @@ def fill(
     share = (row - lo)/(hi - lo).clamp(min=1)
     return x.gather(1, lo)*(1 - share) + x.gather(1, hi)*share
 
-# %% ../nbs/54_stream.ipynb #44cb05cd
+# %% ../nbs/54_stream.ipynb #05190db2
 @dataclass(frozen=True)
 class StreamCfg:
     "Settings of a `Stream`."
@@ -122,7 +122,7 @@ class StreamCfg:
         object.__setattr__(self, 'memories', tuple(map(float, self.memories)))
         if not self.memories or min(self.memories) <= 0: raise ValueError(f"memories must be > 0 cycles, got {self.memories}")
 
-# %% ../nbs/54_stream.ipynb #85fece7d
+# %% ../nbs/54_stream.ipynb #c7f2aa6f
 class Stream(Forecaster, arch='stream'):
     "Fading-memory continuations, mixed by a gate that a liquid layer advises (Eq. 3 above)."
     Cfg = StreamCfg

@@ -3,7 +3,8 @@ import copy
 import pytest, torch
 from battnb.core import InputError, torch_stream
 from battnb.forecaster import load_forecaster
-from battnb.liquid import DLNet, DLNetCfg, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster
+from battnb.layers import EulerLTC, FusedLTC
+from battnb.liquid import DLNet, DLNetCfg, LiquidCfg, LiquidForecaster
 from battnb.students import student
 from battnb.windows import Windows
 

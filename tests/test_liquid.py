@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 from battnb.closed import CfC
 from battnb.core import InputError, torch_stream
 from battnb.forecaster import load_forecaster
-from battnb.liquid import DLNet, DLNetCfg, EulerLTC, FusedLTC, LiquidCfg, LiquidForecaster, check_euler, euler_step, fused_step, line_matrix, unroll
+from battnb.layers import EulerLTC, FusedLTC, check_euler, euler_step, fused_step, unroll
+from battnb.liquid import DLNet, DLNetCfg, LiquidCfg, LiquidForecaster, line_matrix
 from battnb.ltc import LTC, Wiring, auto_ncp, dense_wiring, from_ncps, random_wiring
 from battnb.native import native
 from battnb.recurrent import CELLS, RecurrentCfg, RecurrentForecaster
