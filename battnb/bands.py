@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTOR_BITS', 'Rule', 'band_rule', 'Follower']
 
-# %% ../nbs/79_bands.ipynb #b6fa2246
+# %% ../nbs/79_bands.ipynb #f8527bdc
 from dataclasses import dataclass, field
 import numpy as np
 from fastcore.basics import patch

@@ -137,18 +137,20 @@ def search(
     Parallel(n_jobs=jobs)(delayed(_work)(record, space, evaluate, objectives, limits, sampler, seed + len(study.trials) + i, n) for i, n in enumerate(shares) if n)
     return found(record, objectives, limits)
 
-# %% ../nbs/83_search.ipynb #520697ae
+# %% ../nbs/83_search.ipynb #0bd218ec
 def survivors(
     df:pd.DataFrame, # from `found`
     objectives:Sequence[str], # what should be small
     n:int, # how many go on
-)->pd.DataFrame: # their rows, most useful first
-    "The trials that together hold most of the volume below the front, of those within the limits. Raises `ValueError` unless `n` is positive."
+    lowest:float=.5, # share of them that is taken for the first objective alone
+)->pd.DataFrame: # their rows; first those with the lowest first objective
+    "The trials with the lowest first objective, and those that add most volume below the front, within the limits. Raises `ValueError` unless `n` is positive."
     from moocore import hypervolume as volume
     if n < 1: raise ValueError(f"n must be >= 1, got {n}")
     pool = df[df.feasible] if 'feasible' in df else df
-    x, chosen = pool[list(objectives)].rank(method='max').to_numpy()/max(1, len(pool)), []
-    for _ in range(min(n, len(pool))):
+    x = pool[list(objectives)].rank(method='max').to_numpy()/max(1, len(pool))
+    chosen = list(np.argsort(x[:, 0], kind='stable')[:int(lowest*n)])
+    for _ in range(min(n, len(pool)) - len(chosen)):
         left = [i for i in range(len(pool)) if i not in chosen]
         gain = [(volume(x[[*chosen, i]], ref=[1.05]*x.shape[1]), -x[i].sum()) for i in left]
         chosen.append(left[max(range(len(left)), key=gain.__getitem__)])
