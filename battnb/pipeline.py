@@ -257,7 +257,7 @@ def make_teacher(plan:Plan, cfg:RunCfg, seed:int, base:str|Path, folder:Path, wo
         _calibrated(net, windows, folder, cells=told)
     return dict(chosen=best, params=net.n_params, trained_on=trained_on, search=[] if table is None else table.to_dict('records'), calibration=told)
 
-# %% ../nbs/88_pipeline.ipynb #44b310a7
+# %% ../nbs/88_pipeline.ipynb #a998298f
 def calibration_windows(plan:Plan, cfg:RunCfg, seed:int)->tuple['Windows', str]: # of calibration cells; who they are
     "What intervals are calibrated on: where fewer than four cells could support no 80 % interval, simulated ones help out."
     from battnb.windows import join
@@ -277,13 +277,15 @@ def _shipped_calibration(folder:Path)->str|None: # the default model's own, copi
 
 def _calibrated(model, windows, folder:Path, **note): # a `Conformal`, written into the model's folder
     from battnb.evaluation import predict
-    from battnb.uncertainty import calibrate
+    from battnb.uncertainty import Conformal, calibrate
     import torch, warnings
     is_quantile = hasattr(model, 'quantiles')
     with torch.inference_mode(): pred = torch.cat([model.quantiles(x) for x in windows.ctx.split(512)]) if is_quantile else predict(model, windows.ctx, windows.targ.shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')                                      # how many cells there were stands in the summary
         conf = calibrate(pred.numpy(), windows.targ.numpy(), windows.cell_id, qlevels=model.cfg.levels if is_quantile else None, few='warn', note=note)
+    shipped = weights_dir()/'battery-timer'/'conformal.json'
+    if is_quantile and shipped.is_file(): conf = dataclasses.replace(conf, ends=Conformal.from_json(shipped).ends, note=conf.note | dict(ends='recorded ends of other laboratories, as shipped'))
     conf.to_json(folder/'conformal.json')
     return conf
 

@@ -227,8 +227,8 @@ def render(
     return env.get_template('report.html.j2').render(s=summary, cards=cards(cells, forecasts, ends), life=rows, backtest='soh' in forecasts, scores=groups if summary['scores'] else None,
         search=_search_table(summary['teacher']['search']), pareto=markupsafe.Markup(front_svg(summary['choice']['table'], summary['choice']['chosen'])), tiles=_tiles(summary), coverage=_coverage_rows(summary['coverage']), origin=origin, printed=printed)
 
-# %% ../nbs/86_report.ipynb #67b946ea
-_CSS = """<style>.battnb{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:.6rem;max-width:70rem} .battnb figure{margin:0} .battnb figcaption{font-size:.85em}
+# %% ../nbs/86_report.ipynb #eb8d8aca
+_CSS = """<style>.battnb{display:grid;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr));gap:.6rem;max-width:70rem} .battnb figure{margin:0} .battnb>:not(figure){grid-column:1/-1} .battnb>svg{max-width:42rem} .battnb figcaption{font-size:.85em}
 .battnb svg{width:100%;height:auto;display:block} .battnb text{fill:currentColor;opacity:.7;font:10px sans-serif} .battnb .ax{stroke:currentColor;opacity:.15} .battnb .past{stroke:currentColor;opacity:.55;fill:none;stroke-width:1.3}
 .battnb .truth{stroke:currentColor;fill:none} .battnb .mid{stroke:#1f77b4;fill:none;stroke-width:1.8} .battnb .stu{stroke:none;fill:none} .battnb .band{fill:#1f77b4;opacity:.2} .battnb .cut{stroke:currentColor;opacity:.5;stroke-dasharray:1 3} .battnb .eol{stroke:#d62728;stroke-dasharray:3 3;opacity:.7}
 .battnb .life{stroke:#d62728;stroke-width:3} .battnb .lifept{fill:#d62728} .battnb .dot{fill:currentColor;opacity:.5} .battnb .front{fill:#1f77b4} .battnb .chosen{fill:none;stroke:#ff7f0e;stroke-width:2} .battnb .frontline{stroke:#1f77b4;fill:none}</style>"""

@@ -200,6 +200,7 @@ def finished(base, mine, tmp_path_factory):
 def test_table_report_and_summary_agree(finished, mine):
     from battnb.core import load_results
     from battnb.evaluation import NAIVE
+    assert (ends := json.loads((finished/'teacher'/'conformal.json').read_text())['ends']) and set(ends) == {'lo', 'hi'}, 'ends of life far ahead come from recorded ends, not from a band made for 96 steps'
     s = json.loads((finished/'summary.json').read_text())
     results, told = load_results(finished/'results')
     models = {'teacher', 'student fp32', 'student int8', 'ridge', *NAIVE}
