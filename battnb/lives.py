@@ -6,7 +6,8 @@
 __all__ = ['CATHODES', 'BENCHES', 'GROUPS', 'released_life', 'nominal_life', 'change', 'curve_features', 'capacity_features',
            'Part', 'Bench', 'canvas_of', 'make_part', 'rates', 'benchmark', 'made_up', 'imputed', 'life_error',
            'crps_draws', 'baselines', 'Anchor', 'shuffled', 'Constant', 'Panel', 'cross_fitted', 'choose_features',
-           'EarlyLife', 'fit_early', 'draw_early', 'Doubt', 'doubt_from', 'spread_to', 'calibrate_early', 'score_lives']
+           'EarlyLife', 'fit_early', 'draw_early', 'Doubt', 'log_error', 'doubt_from', 'spread_to', 'calibrate_early',
+           'score_lives']
 
 # %% ../nbs/41_lives.ipynb #e9c9e173
 import math, re
@@ -74,7 +75,7 @@ def capacity_features(
         out.append(dict(first=s[0], last=s[-1], slope=1e3*np.polyfit(k, s, 1)[0], late_slope=1e3*np.polyfit(k[-30:], s[-30:], 1)[0], bend=100*bend, log_rise=np.log10(max(s.max() - s[0], 1e-4))))
     return pd.DataFrame(out)
 
-# %% ../nbs/41_lives.ipynb #30ce00ed
+# %% ../nbs/41_lives.ipynb #7fba2740
 @dataclass(frozen=True)
 class Part:
     "Cells to learn from or to be tested on."
@@ -94,6 +95,8 @@ class Part:
         at = np.arange(len(self))[at]; pick = lambda v: v.iloc[at].reset_index(drop=True) if hasattr(v, 'iloc') else v[at]
         return Part(self.cells.take([self.cells.ids[j] for j in at]), self.dq[at], *({k: pick(v) for k, v in d.items()} for d in (self.features, self.life, self.event)))
     def join(self, other:'Part')->'Part': # cells of both, in this order
+        "Raises `ValueError` where both hold a cell of the same name."
+        if twice := sorted(set(self.cells.ids) & set(other.cells.ids)): raise ValueError(f"parts to join must not share cells, got {twice[:3]} in both")
         both = lambda a, b: pd.concat([a, b], ignore_index=True) if hasattr(a, 'iloc') else np.concatenate([a, b])
         cells = Cells(both(self.cells.cycles, other.cells.cycles), both(self.cells.cells, other.cells.cells), f'{self.cells.name} and {other.cells.name}', self.cells.measured)
         return Part(cells, both(self.dq, other.dq), *({k: both(a[k], b[k]) for k in a} for a, b in ((self.features, other.features), (self.life, other.life), (self.event, other.event))))
@@ -220,7 +223,7 @@ def benchmark(
     split = pd.concat([load(s).cells for s in sets]).set_index('cell_id').split
     return Bench(name, *(_mixed(z, list(split.index[split == f'diffbatt_{p}']), 100 if name == 'CRUH' else 20) for p in ('train', 'test')))
 
-# %% ../nbs/41_lives.ipynb #05583791
+# %% ../nbs/41_lives.ipynb #360acfba
 def made_up(
     n:int, # cells
     seed:int=0, # of everything
@@ -230,7 +233,7 @@ def made_up(
     for j, L in enumerate(life):
         k = np.arange(1, int(L*gen.uniform(1.01, 1.1)) if gen.random() > .15 else int(.7*L))
         s = 1.02 - .22*(k/L)**gen.uniform(1.5, 4) + gen.normal(0, 5e-4, len(k))
-        rows.append(pd.DataFrame(dict(cell_id=f'm{j:02d}', cycle=k, cap_ah=1.1*s, soh=s)))
+        rows.append(pd.DataFrame(dict(cell_id=f'm{seed}-{j:02d}', cycle=k, cap_ah=1.1*s, soh=s)))
     table = pd.DataFrame(dict(cell_id=[r.cell_id[0] for r in rows], dataset='made up', nominal_cap_ah=1.1, soh_ref='nominal', chemistry=np.where(life > 800, 'LFP', 'NMC')))
     grow = (.006*(700/life)**1.3*np.exp(gen.normal(0, .12, n)))[:, None, None]*np.linspace(0, 1, 91)[:, None]
     dq = np.concatenate([np.zeros((n, 9, 40)), -grow*np.sin(np.linspace(0, np.pi, 40))**2], 1) + gen.normal(0, 4e-4, (n, 100, 40))
@@ -455,7 +458,7 @@ def draw_early(
     level = np.clip(.8/first, .5, .98)[:, None, None] if early.convention == 'nominal' else early.level
     return np.minimum(np.exp(length), 2560 if early.convention == 'released' else np.inf), level + (1 - level)*from_modes(x[..., 1:])
 
-# %% ../nbs/41_lives.ipynb #bb3592e5
+# %% ../nbs/41_lives.ipynb #196a46aa
 @dataclass(frozen=True)
 class Doubt:
     "How wide an anchor errs about cells that it has not seen (Eq. 1 above)."
@@ -465,6 +468,15 @@ class Doubt:
     temper:float=.5 # power of the anchor's own doubt; the rest is the typical one's
     def scale(self, sd:np.ndarray, cathode:np.ndarray)->np.ndarray: # (n,) doubts of the anchor, (n,) text -> (n,)
         return self.typical**(1 - self.temper)*sd**self.temper*np.array([self.factor.get(k, self.factor['']) for k in cathode])
+
+def log_error(
+    part:Part, # cells
+    mean:np.ndarray, # (n,) predicted ln(life)
+    convention:str='nominal', # or 'released', which has no stopped cells
+)->np.ndarray: # (n,) ln(life) minus prediction; for stopped cells only what the prediction falls short
+    "Error in ln(life) that does not invent a death."
+    miss = np.log(part.life[convention]) - mean
+    return np.where(part.event[convention] | (convention == 'released'), miss, np.maximum(miss, 0))
 
 def doubt_from(
     error:np.ndarray, # (repeats, n) of ln(life), each from an anchor that has not seen the cell
@@ -482,7 +494,7 @@ def doubt_from(
     out = np.sort((np.abs(error)/np.stack([one.scale(s, cathode) for s in sd])).ravel())
     return Doubt(typical, factor, float(out[min(math.ceil((n + 1)*level*len(out)/n), len(out)) - 1]), temper)
 
-# %% ../nbs/41_lives.ipynb #d34ae4fd
+# %% ../nbs/41_lives.ipynb #b193d119
 def spread_to(
     z:np.ndarray, # (..., draws)
     radius:float, # > 0
@@ -505,7 +517,7 @@ def calibrate_early(
     if early.anchor is None: raise ValueError("calibration from cross-fitted errors needs an anchor, got None")
     y, xs = np.log(imputed(train, early.convention)), [train.table(g) for g in early.groups]
     said = [cross_fitted(xs, y, f) for f in ([fold] if fold is not None else [shuffled(len(y), seed=s) for s in range(repeats)])]
-    early.doubt = doubt_from(np.stack([y - mean for mean, _ in said]), np.stack([sd for _, sd in said]), train.cathode, level, **how)
+    early.doubt = doubt_from(np.stack([log_error(train, mean, early.convention) for mean, _ in said]), np.stack([sd for _, sd in said]), train.cathode, level, **how)
     return early
 
 # %% ../nbs/41_lives.ipynb #546fe1d2
