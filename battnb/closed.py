@@ -176,22 +176,24 @@ def _closed_forward(u, W, w, H, h, dt, s0, gated, keep, do):
         do.heads(torch.mm(H, q, out=y), h, d, three, new, gated)
     return S, kept
 
-# %% ../nbs/51_closed.ipynb #d0b89534
-def _closed_backward(grad, S, kept, W, H, dt, gated, do):
-    "Gradients of u, W, w, H, h and s0."
+# %% ../nbs/51_closed.ipynb #838c74fb
+def _closed_backward(grad, S, kept, W, H, dt, gated, do, wants_input):
+    "Gradients of u if wanted, W, w, H, h and s0."
     (T, N, B), K, Wt, Ht = grad.shape, len(W), W.t().contiguous(), 2*H.t()
     dW, dw, dH, dh, du = torch.zeros_like(W), W.new_zeros(K), torch.zeros_like(H), H.new_zeros(len(H)), S.new_empty(T, W.shape[1] - N, B)
     D, dq, carry = S.new_empty(len(H), B), S.new_empty(K, B), S.new_zeros(W.shape[1], B)
-    for t in reversed(range(T)):
-        q = kept[t, :K]
-        do.heads_back(kept[t, K:], grad[t], carry[:N], None if dt is None else dt[t], D, dh, gated)
-        dH.addmm_(D, q.t())
+    back, reach = carry[:N], carry[N:]
+    parts = [x.unbind(0) for x in (grad, S[:-1].mT, kept[:, :K], kept[:, :K].mT, kept[:, K:], du)] + [[None]*T if dt is None else dt.unbind(0)]
+    for g, s, q, qt, y, reached, d in zip(*map(reversed, parts)):
+        do.heads_back(y, g, back, d, D, dh, gated)
+        dH.addmm_(D, qt)
         do.hidden_back(q, torch.mm(Ht, D, out=dq), dw)
-        dW.addmm_(dq, S[t].t())
-        du[t] = torch.mm(Wt, dq, out=carry)[N:]
-    return du, dW, dw, 2*dH, 2*dh, carry[:N]
+        dW.addmm_(dq, s)
+        torch.mm(Wt, dq, out=carry)
+        if wants_input: reached.copy_(reach)
+    return du if wants_input else None, dW, dw, 2*dH, 2*dh, back
 
-# %% ../nbs/51_closed.ipynb #723a3b24
+# %% ../nbs/51_closed.ipynb #703d2155
 class _ClosedScan(torch.autograd.Function):
     "All steps of a CfC in the folded form (Eq. 2 above)."
     @staticmethod
@@ -206,7 +208,7 @@ class _ClosedScan(torch.autograd.Function):
     def backward(ctx, grad):
         T, N, B = grad.shape
         if not grad.is_contiguous(): grad = grad.permute(2, 0, 1).reshape(B, T*N).t().contiguous().view(T, N, B)
-        du, dW, dw, dH, dh, ds = _closed_backward(grad, *ctx.saved_tensors, ctx.gated, ctx.do)
+        du, dW, dw, dH, dh, ds = _closed_backward(grad, *ctx.saved_tensors, ctx.gated, ctx.do, ctx.needs_input_grad[0])
         return du, dW, dw, dH, dh, None, ds, None, None, None
 
 # %% ../nbs/51_closed.ipynb #3a5a9b1c

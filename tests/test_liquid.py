@@ -169,6 +169,15 @@ def test_closed_scan_in_c_equals_torch_in_double(mode, spans, units, backbone, B
         out.append([states.detach(), *torch.autograd.grad((states*torch.linspace(-1, 1, states.numel(), dtype=dtype).view_as(states)).sum(), [*given, *same.parameters()])])
     for a, b in zip(*out): assert (a - b).abs().max() <= 2e-5*b.abs().max().clamp(min=1e-2)
 
+def test_a_cfc_without_a_compiler_gives_the_same(monkeypatch):
+    cell, u = CfC(6, 1, backbone=9), torch.randn(33, 5, 1, generator=torch_stream(12, 'u'))
+    def both():
+        cell.zero_grad(); out = unroll(cell, u); out.square().sum().backward()
+        return [out.detach(), *(p.grad.clone() for p in cell.parameters())]
+    usual = both(); monkeypatch.setattr('battnb.closed.native', lambda: 'torch: as asked')
+    for a, b in zip(usual, both()): assert (a - b).abs().max() <= 2e-5*b.abs().max().clamp(min=1e-2)
+    with pytest.raises(RuntimeError, match='as asked'): cell.scan(u, torch.ones(5, 1, 1), torch.zeros(33, 6), in_c=True)
+
 def test_a_missing_reading_of_a_cfc_stays_in_its_row():
     cell, u = CfC(6, 1, backbone=9), torch.randn(40, 5, 1, generator=torch_stream(11, 'u')); u[17, 2] = float('nan')
     out = unroll(cell, u)
