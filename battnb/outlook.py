@@ -165,7 +165,7 @@ def _network(folder:Path, name:str)->Predictor:
     from battnb.timer import extend
     return Predictor(name, net.min_context, net.context, net.horizon, lambda x, h: extend(net, x, h), conf, folder, lambda x, h: extend(net, x, h, least=10**9))
 
-# %% ../nbs/85_outlook.ipynb #ccf2575c
+# %% ../nbs/85_outlook.ipynb #337ee548
 def load_net(
     folder:str|Path, # of a saved network
 )->'Forecaster': # in evaluation mode
@@ -184,7 +184,7 @@ def _config(folder:Path)->dict: # of a saved model
     if not isinstance(c, dict): raise InputError(f'config.json in {str(folder)!r} must hold an object, got {type(c).__name__}')
     return c
 
-_HOMES = {'battery-timer': 'timer', 'timer': 'timer', 'battery-timer-film': 'covariates', 'liquid': 'liquid', 'dlnet': 'liquid', 'recurrent': 'recurrent', 'fan': 'fan', 'corner-gate': 'quick', 'ridge': 'evaluation',
+_HOMES = {'battery-timer': 'timer', 'timer': 'timer', 'battery-timer-film': 'covariates', 'liquid': 'liquid', 'dlnet': 'liquid', 'recurrent': 'recurrent', 'fan': 'fan', 'corner-gate': 'quick', 'ridge': 'evaluation', 'low-rank': 'compress', 'stream': 'stream',
           **dict.fromkeys(('dlinear', 'paifilter', 'lightts', 'itransformer', 'mlp', 'gate'), 'students')}
 
 # %% ../nbs/85_outlook.ipynb #e216bd04
@@ -499,7 +499,7 @@ def _as_synthetic(curves:list, nominal_ah:float, chemistry:str)->Cells: # curves
     cells = pd.DataFrame(dict(cell_id=[p.cell_id[0] for p in parts], dataset='SYNTHETIC', chemistry=chemistry, nominal_cap_ah=nominal_ah, soh_ref='initial', cadence='per_cycle', licence='synthetic'))
     return Cells(pd.concat(parts, ignore_index=True), cells, 'synthetic', False)
 
-# %% ../nbs/85_outlook.ipynb #7405e1fa
+# %% ../nbs/85_outlook.ipynb #5a6aa691
 FORECASTS, FITS = ('battery-timer',), ('gate-32', 'liquid-24')               # first choices: to forecast with, and to put on a microcontroller
 FIRMWARE = ('liquid', 'gate', 'dlnet', 'mlp', 'paifilter', 'dlinear', 'ridge') # architectures that the firmware generator takes
 
@@ -516,7 +516,7 @@ def models(
     if folder and not root.is_dir(): raise InputError(f'models live in a folder with one folder each, got {str(folder)!r}')
     rows = [_model_row(p.parent) for p in sorted(root.glob('*/config.json'))]
     cols = ['name', 'arch', 'params', 'context', 'horizon', 'trained_on', 'size_bytes', 'deploy', 'recommended', 'interval']
-    out = pd.DataFrame(rows, columns=cols)
+    out = pd.DataFrame(rows, columns=cols).astype(dict.fromkeys(('params', 'context', 'horizon', 'size_bytes'), 'Int64'))
     return out.sort_values(['recommended', 'deploy', 'params'], ascending=[False, False, False], ignore_index=True)
 
 def _model_row(folder:Path)->dict:

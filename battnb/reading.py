@@ -134,7 +134,7 @@ def _steps_of(cycle:np.ndarray, cap:np.ndarray)->np.ndarray|None: # capacity of 
     if not (usual > 0 and step.min() > 0 and cap[-1] > 4*usual and .5 < cap[0]/usual < 1.5 and np.abs(step/usual - 1).max() < .6): return None
     return np.diff(cap, prepend=0.)
 
-# %% ../nbs/08_reading.ipynb #6b6bf709
+# %% ../nbs/08_reading.ipynb #089a477e
 def _single_cells(df:pd.DataFrame, notes:list[dict], named:bool)->pd.DataFrame: # repeats, restarts and running counters undone, cell by cell
     df = _once(df, notes, named)
     number = df[[c for c in ('cycle', 'cap_ah', 'soh', 'value', 'charge_cap_ah') if c in df]].apply(pd.to_numeric, errors='coerce').astype(float)
@@ -144,8 +144,9 @@ def _single_cells(df:pd.DataFrame, notes:list[dict], named:bool)->pd.DataFrame: 
         cycle = number['cycle'].to_numpy()[at]
         if not np.isfinite(cycle).all(): continue
         if len(np.unique(cycle)) < len(cycle) and (on := _goes_on(cycle, number[measured].to_numpy()[at], named)) is not None:
-            change['cycle'][at] = on
-            _say(notes, 'numbering starts again', f'cell {i}: the cycle numbers start again {(np.diff(cycle) <= 0).sum()} times and the capacity goes on: numbered on from the highest', cell=i)
+            change['cycle'][at], n = on, int((np.diff(cycle) <= 0).sum())
+            times = 'once' if n == 1 else f'{n} times'
+            _say(notes, 'numbering starts again', f'cell {i}: the cycle numbers start again {times} and the capacity goes on: numbered on from the highest', cell=i)
         order = at[np.argsort(change['cycle'][at], kind='stable')]
         for c in {'cap_ah', 'charge_cap_ah', 'value'} & set(number):
             if (steps := _steps_of(change['cycle'][order], number[c].to_numpy()[order])) is None: continue

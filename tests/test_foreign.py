@@ -131,7 +131,7 @@ REFUSED = {
     'nasa_kaggle': 'missing column cycle', 'nan_tail': 'cell A, cycle 61: cap_ah is missing', 'efc_only': 'missing column cycle', 'charge_only': 'missing column capacity or soh',
     'sum_row': 'cell Average: needs at least 2 rows, got 1', 'html_xls': 'a web page', 'twice_no_name': 'each cycle several times and no column for the cell'}
 TAB['twice_no_name'] = csv(pd.concat([F(dict(cycle=K, capacity=CAP))]*2))
-SAID = {'restart': 'start again 1 times and the capacity goes on', 'twice_the_same': '60 rows repeat an earlier row exactly', 'overlap_resume': '5 rows repeat an earlier row exactly',
+SAID = {'restart': 'start again once and the capacity goes on', 'twice_the_same': '60 rows repeat an earlier row exactly', 'overlap_resume': '5 rows repeat an earlier row exactly',
     'arbin_stats_running': 'a running counter: its steps were taken', 'neware_cycle_cn': 'read as GB 18030', 'descending': 'not in cycle order, sorted', 'xlsx_title_rows': "read sheet 'Cycles'",
     'p492': "could each be cap_ah: took 'Q_dis'", 'german_mah': 'capacity is in mAh, as stated', 'percent_comma': 'SOH is in percent', 'thousands': 'thousands are parted by "."', 'comments': '3 lines above the header skipped'}
 
