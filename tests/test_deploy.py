@@ -455,3 +455,17 @@ def test_the_command_reads_as_many_cycles_as_the_model_wants(tmp_path):
     DLNet(DLNetCfg(units=4, steps=1, dt=.05, rank=4, decoder=(12, 8))).save_pretrained(tmp_path/'dlnet')
     r = make_firmware(tmp_path/'dlnet', tmp_path/'out', checks=11)
     assert r['mismatches'] == 0 and D.load_int(tmp_path/'out').ctx == 100
+
+def test_the_recommended_student_stays_within_its_budget(tmp_path):
+    "gate-32 as it ships: ten thousand forecasts, counts with ten per cent of slack, the limits of its purpose."
+    from battnb.core import weights_dir
+    from battnb.outlook import load_net, models
+    assert models().name.iloc[0] == 'gate-32'
+    D.generate(Q.quantize(load_net(weights_dir()/'gate-32'), fades(200)), tmp_path)
+    q, x = D.load_int(tmp_path), D.probe_contexts(96, 10_000, 11)
+    want = q.forecast(x)
+    for name, cc in D.host_compilers().items(): assert (D.run_host(tmp_path, x, cc) == want).all(), name
+    for name, limit in dict(clang=78_200, gcc=95_900).items():
+        if name not in D.target_compilers(): continue
+        r = D.measure(tmp_path, x[:200], D.target_compilers()[name])
+        assert r['mismatches'] == 0 and r['instructions'] <= min(limit, 120_000) and r['flash_bytes'] <= 16_000 and r['ram_bytes'] <= 1_100 and r['stack_bytes'] <= 400, (name, r)
