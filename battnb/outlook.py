@@ -394,14 +394,14 @@ def _life_row(cell_id, cutoff, eol_cycle=None, lo=None, hi=None, reason='')->dic
     rul = None if eol_cycle is None else max(0, int(eol_cycle) - int(cutoff))
     return dict(cell_id=cell_id, cutoff=int(cutoff), eol_cycle=eol_cycle, rul=rul, lo=lo, hi=hi, censored=eol_cycle is None, reason=reason)
 
-# %% ../nbs/85_outlook.ipynb #9e9a37d2
+# %% ../nbs/85_outlook.ipynb #8b135a5a
 def _search(axes:list[Axis], predictor:Predictor, eol:float, level:float, reach:float)->dict[str, dict]: # life rows by cell
     rows, far, predictor = {}, 96, replace(predictor, call=predictor.far or predictor.call)
     ends = predictor.conf is not None and predictor.conf.ends is not None
     while axes:
         last = [min(far, max(1, int(reach*len(a.soh)))) for a in axes]
         again = []
-        for at, ctx in batches(axes, predictor.most):
+        for at, ctx in progress(list(batches(axes, predictor.most)), f'life, up to {far:,} steps ahead'):
             mid, bands = predictor(ctx, max(last[i] for i in at), () if ends else (level,), 'curve')
             for k, i in enumerate(at):
                 path, edges = mid[k, :last[i]], [b[k, :last[i]] for b in bands.get(level, ())]
