@@ -151,6 +151,7 @@ def test_models_lists_what_is_there(base):
     assert row.horizon == 96 and row.trained_on == 'nothing' and not row.deploy and row.params > 1000
     assert {'name', 'params', 'context', 'horizon', 'trained_on', 'size_bytes', 'deploy', 'recommended'} <= set(models().columns)
 
+@pytest.mark.filterwarnings('ignore:the intervals of')
 @pytest.mark.parametrize('name', ['battery-timer', 'corner-64', 'gate-32', 'liquid-24', 'timer-mini', 'timer-small'])
 def test_shipped_models_look_beyond_their_horizon(fleet, name):
     from battnb.outlook import forecast, load_model

@@ -54,8 +54,8 @@ def test_read_only_output(good, args):
 
 # ---------------------------------------------------------------- interruption
 def test_interrupted_forecast_leaves_nothing(tmp_path):
-    table(300, 400).to_parquet(tmp_path/'many.parquet')
-    p = subprocess.Popen(['battnb', 'forecast', str(tmp_path/'many.parquet'), '-o', str(tmp_path/'out.csv'), '-n', '2000'], stderr=subprocess.PIPE, text=True)
+    table(1500, 400).to_parquet(tmp_path/'many.parquet')                 # work for a good while on a fast machine, too
+    p = subprocess.Popen(['battnb', 'forecast', str(tmp_path/'many.parquet'), '-o', str(tmp_path/'out.csv'), '-n', '4000'], stderr=subprocess.PIPE, text=True)
     time.sleep(2.5); p.send_signal(signal.SIGINT)
     err = p.communicate(timeout=120)[1]
     assert p.returncode in (130, -2) and 'Traceback' not in err, (p.returncode, err)
