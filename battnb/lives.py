@@ -110,6 +110,7 @@ class Bench:
     note:str = ''
     fold:np.ndarray|None = None # (n_train,) campaigns, where the test is of another one
 
+# %% ../nbs/41_lives.ipynb #959bbe85
 def canvas_of(
     cells:Cells, # records
 )->np.ndarray: # (n, 256) over the first point, ten cycles apart, zeros after the record

@@ -139,6 +139,7 @@ def _opened(net)->Callable: # the same for quantiles of a fixed context: beyond 
         return middle + torch.cat([gaps, gaps[:, -1:]*(torch.arange(q.shape[1] + 1, h + 1)/q.shape[1])[:, None]], 1)
     return call
 
+# %% ../nbs/85_outlook.ipynb #2ba17ebd
 def _naive(name:str)->Predictor:
     from battnb.evaluation import NAIVE
     rule = NAIVE[name]

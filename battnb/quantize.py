@@ -95,6 +95,7 @@ def _integers(model, ctx:np.ndarray, bits:dict, short:bool)->IntModel: # by what
     if isinstance(model, PaiFilter) and by_last: return quantize_hidden(*_paifilter_parts(model), GAIN, ctx, slope=.01, bits=bits)
     return quantize_affine(*affine_of(_as_numpy(model), model.context), bits=bits.get('skip', 8))
 
+# %% ../nbs/79_quantize.ipynb #e3b60929
 def quantize(
     model, # a forecaster: liquid, closed-form, `DLNet`, `Gate`, `MLP`, `PaiFilter`, or affine in its context
     calib_ctx, # (n, L) SOH of training cells
